@@ -76,8 +76,7 @@ class Sample:
     @property
     def votes(self) -> bool:
         """Whether it counts in the optimizer step's denominator: scored, and with a response."""
-        scored = not math.isnan(self.reward) or self.token_advantages is not None
-        return scored and self.length > 0
+        return not math.isnan(self.reward) and self.length > 0
 
     @property
     def has_advantage(self) -> bool:

@@ -7,7 +7,7 @@ Per-token tensors come in one of two layouts, `PaddedLayout` ([B, T] with a mask
 from gspo.core.advantages import group_advantages
 from gspo.core.kl import k2, k3, kl_penalty
 from gspo.core.layout import PackedLayout, PaddedLayout
-from gspo.core.logprob import LogProbs, chunked_logprobs
+from gspo.core.logprob import LogProbs, chunked_logprobs, head_logits
 from gspo.core.losses import LossOutput, gspo_loss, gspo_token_loss
 from gspo.core.ratio import removed_by_clip, sequence_log_ratio
 
@@ -20,6 +20,7 @@ __all__ = [
     "group_advantages",
     "gspo_loss",
     "gspo_token_loss",
+    "head_logits",
     "k2",
     "k3",
     "kl_penalty",

@@ -1,0 +1,152 @@
+"""A Hugging Face causal model made ready for training and sampling.
+
+The model stays the caller's object: its weights are trained in place and the sampling engine reads
+the same tensors.
+"""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from gspo.core import head_logits
+from gspo.core.layout import at_least_float32
+from gspo.errors import DataError, SettingError
+from gspo.log import logger
+from gspo.policy.attention import IMPLEMENTATION, Attend, attend_with
+
+
+@dataclass(frozen=True)
+class LMHead:
+    """The last linear layer and what the model does to its logits."""
+
+    module: nn.Linear
+    scale: float
+    softcap: float | None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., H] -> [..., V] in at least float32."""
+        hidden = at_least_float32(hidden)
+        weight, bias = self.module.weight.to(hidden.dtype), self.module.bias
+        bias = None if bias is None else bias.to(hidden.dtype)
+        return head_logits(hidden, weight, bias, scale=self.scale, softcap=self.softcap)
+
+
+class Policy:
+    """A causal language model on its device, in its dtype, without dropout.
+
+    `packed` says whether the model runs on packed rows through our attention and chunked head;
+    `gspo.policy.probe` decides that at load. Otherwise it runs padded, with its own attention,
+    cache and head.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, *, device: str = "auto", dtype: str = "auto"
+    ) -> None:
+        if model.get_output_embeddings() is None:
+            raise DataError(
+                f"{type(model).__name__} has no language-model head, so it gives no probabilities: "
+                "load it with AutoModelForCausalLM.from_pretrained(...) instead of AutoModel"
+            )
+        self.model = model
+        self.device = resolve_device(device, model)
+        self.autocast = _place(model, self.device, dtype)
+        self.packed = False
+        self._own_attention = model.config._attn_implementation
+        _switch_off_dropout(model)
+
+    @property
+    def head(self) -> LMHead:
+        config = self.model.config.get_text_config()
+        scale = getattr(config, "logit_scale", None) or 1.0
+        scale /= getattr(config, "logits_scaling", None) or 1.0
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return LMHead(self.model.get_output_embeddings(), scale, softcap)
+
+    @property
+    def context_tokens(self) -> int | None:
+        """Longest sequence the model was made for, where its config says so."""
+        return context_tokens(self.model.config)
+
+    def precision(self) -> AbstractContextManager:
+        """bfloat16 compute where that was chosen; weights stay as they are."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast)
+
+    def packed_hidden(self, input_ids: Tensor, position_ids: Tensor, attend: Attend) -> Tensor:
+        """Final hidden states, [b, n, H], of tokens [b, n] whose attention is `attend`."""
+        with self.precision():
+            return self.model.base_model(
+                input_ids=input_ids,
+                position_ids=position_ids,
+                **attend_with(attend, self.device),
+            ).last_hidden_state
+
+    def plain_logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The model's own logits, [b, T, V], of rows padded on the right."""
+        with self.precision():
+            return self.model(
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+            ).logits
+
+    def use_packed_attention(self) -> None:
+        self.model.set_attn_implementation(IMPLEMENTATION)
+        self.packed = True
+
+    def release(self) -> None:
+        """Gives the model its own attention back."""
+        if self.model.config._attn_implementation != self._own_attention:
+            self.model.set_attn_implementation(self._own_attention)
+
+
+def load_model(path: str, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A causal model from a local folder or a hub id, in the dtype it was saved in."""
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            path, dtype="auto", trust_remote_code=trust_remote_code, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"cannot load a causal language model from '{path}': {reason}") from error
+
+
+def resolve_device(device: str, model: PreTrainedModel) -> torch.device:
+    """`auto` is CUDA where there is one, else where the model already lies."""
+    if device == "auto":
+        return torch.device("cuda") if torch.cuda.is_available() else model.device
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingError(f"device '{device}' cannot be used here: {reason}") from None
+
+
+def context_tokens(config) -> int | None:
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def _place(model: PreTrainedModel, device: torch.device, dtype: str) -> bool:
+    """Moves the model, gives it float32 master weights where they are 16-bit; returns autocast."""
+    model.to(device)
+    came = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if dtype == "float64":
+        model.double()
+    elif came & {torch.bfloat16, torch.float16} or dtype == "float32" and torch.float64 in came:
+        model.float()
+        names = ", ".join(sorted(str(d).removeprefix("torch.") for d in came))
+        logger.info("the model came in %s and gets float32 master weights", names)
+    if dtype == "auto":
+        likes = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return likes and torch.float64 not in came
+    return dtype == "bfloat16"
+
+
+def _switch_off_dropout(model: nn.Module) -> None:
+    """Dropout is noise in the ratio. By value, because activation checkpointing needs `train()`."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout", "jitter_noise", "router_jitter_noise"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)

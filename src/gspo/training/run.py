@@ -1,0 +1,261 @@
+"""The training loop: collect, learn, again; with everything that a run leaves behind."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gspo.config import GSPOConfig
+from gspo.data.prompts import PromptReader
+from gspo.engines.base import Engine, eos_ids
+from gspo.engines.in_process import InProcessEngine
+from gspo.engines.plain import PlainEngine
+from gspo.errors import DataError, SettingError
+from gspo.log import logger
+from gspo.policy import checkpoint
+from gspo.policy.load import Policy
+from gspo.policy.optimizer import PolicyOptimizer
+from gspo.policy.probe import choose_attention
+from gspo.report.display import Display
+from gspo.report.plots import plot_reward
+from gspo.report.tensorboard import TensorBoard
+from gspo.rewards.base import RewardSum
+from gspo.training.collect import Collected, collect
+from gspo.training.health import health
+from gspo.training.learn import learn
+from gspo.training.metrics import StepStats, peak_memory_gib, rollout_metrics
+from gspo.training.run_folder import RunFolder, read_metrics
+from gspo.training.stream import Progress, Unit, count_steps, rollout_batches
+from gspo.types import Group, Prompt
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What `GSPOTrainer.train` returns."""
+
+    metrics: dict
+    """The last line of metrics.jsonl."""
+    run_dir: Path
+    final_dir: Path
+    """A Hugging Face folder with the trained model."""
+    metrics_path: Path
+
+
+class Run:
+    """One call of `GSPOTrainer.train`: state, loop, and what is written on the way."""
+
+    def __init__(
+        self,
+        model,
+        ref_model,
+        reward: RewardSum | None,
+        tokenizer,
+        config: GSPOConfig,
+        dataloader: Iterable,
+        resume: bool,
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.reward = reward
+        self.dataloader = dataloader
+        self.total_steps = count_steps(dataloader, self.config)
+        if self.total_steps is None and self.config.lr_schedule != "constant":
+            raise SettingError(
+                f"lr_schedule = {self.config.lr_schedule} needs to know where the run ends, and "
+                "this train_dataloader does not say how long it is: set max_steps"
+            )
+        self.policy = self._prepare(model)
+        self.reference = self._prepare_reference(ref_model)
+        self.optimizer = PolicyOptimizer(self.policy.model, self.config, self.total_steps)
+        self._engine: Engine | None = None
+        self.progress = Progress()
+        self.groups: list[Group] = []  # the rollout batch in hand
+        self.batch_metrics: dict = {}
+        self.last_metrics: dict = {}
+        self.folder = RunFolder.reopen(self.config) if resume else RunFolder.create(self.config)
+        if resume:
+            self._restore()
+        self.tensorboard = self._open_tensorboard()
+
+    def _prepare(self, model) -> Policy:
+        policy = Policy(model, device=self.config.device, dtype=self.config.dtype)
+        choose_attention(policy)
+        if self.config.activation_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return policy
+
+    def _prepare_reference(self, ref_model) -> Policy | None:
+        if self.config.kl_coef == 0:
+            return None
+        reference = Policy(ref_model, device=self.config.device, dtype=self.config.dtype)
+        choose_attention(reference)
+        reference.model.eval()
+        return reference
+
+    def _restore(self) -> None:
+        found = checkpoint.checkpoint_folders(self.folder.checkpoints)
+        if not found:
+            raise SettingError(f"there is no checkpoint yet in '{self.folder.checkpoints}'")
+        state, self.groups = checkpoint.load_checkpoint(found[-1], self.policy, self.optimizer)
+        self.progress = Progress(**state["progress"])
+        self.batch_metrics = state["batch_metrics"]
+        self.folder.cut_metrics_after(self.progress.step)
+        logger.info("resumed from %s", found[-1])
+
+    def _open_tensorboard(self) -> TensorBoard | None:
+        if not self.config.tensorboard:
+            return None
+        try:
+            return TensorBoard(self.folder.path / "tensorboard")
+        except ImportError:
+            logger.info("no TensorBoard events: tensorboard is not installed")
+            return None
+
+    def run(self) -> TrainResult:
+        try:
+            with Display(
+                self.config.logging_steps, self.total_steps, self.progress.step
+            ) as self.display:
+                self._loop()
+        finally:
+            if self.tensorboard:
+                self.tensorboard.close()
+            self.policy.release()
+        return self._finish()
+
+    def _loop(self) -> None:
+        reader = PromptReader(
+            self.tokenizer, self.policy.context_tokens, self.config.max_response_tokens
+        )
+        if self.groups:  # the rollout batch of a run that goes on
+            self._learn()
+        batches = rollout_batches(self.dataloader, reader, self.config, self.progress)
+        while not self._enough() and (units := next(batches, None)):
+            self._begin(units)
+            self._learn()
+
+    def _enough(self) -> bool:
+        return self.config.max_steps is not None and self.progress.step >= self.config.max_steps
+
+    def _begin(self, units: list[Unit]) -> None:
+        """Makes the next rollout batch: sampled and scored, or as it came."""
+        sync_seconds = 0.0
+        if isinstance(units[0], Prompt):
+            start = time.perf_counter()
+            self.engine.sync(self.progress.step)
+            sync_seconds = time.perf_counter() - start
+            collected = collect(self.engine, units, self.reward, self.config)
+            if self.config.save_rollouts:
+                self.folder.write_rollouts(
+                    collected.groups,
+                    self.progress.rollout,
+                    self.progress.step + 1,
+                    self.config.prompts_per_step,
+                )
+        else:
+            collected = Collected(units, 0.0, 0.0)
+        self.groups = collected.groups
+        self.batch_metrics = rollout_metrics(collected.groups) | {
+            "collect_seconds": collected.collect_seconds,
+            "reward_seconds": collected.reward_seconds,
+            "sync_seconds": sync_seconds,
+        }
+
+    @property
+    def engine(self) -> Engine:
+        """Made when the first prompts come: ready batches need none."""
+        if self._engine is None:
+            self._engine = self._make_engine()
+        return self._engine
+
+    def _make_engine(self) -> Engine:
+        if self.tokenizer is None:
+            raise DataError("prompts came, but the trainer has no tokenizer")
+        if self.reward is None:
+            raise DataError("prompts came, but the trainer has no reward_model")
+        if self.config.group_size == 1:
+            raise SettingError(
+                "group_size = 1: a response is compared with its group, so there must be at least 2"
+            )
+        if not eos_ids(self.policy.model, self.tokenizer) and not self.config.stop:
+            logger.warning(
+                "neither the model nor its tokenizer names an end-of-sequence token: every "
+                "response will have max_response_tokens = %d",
+                self.config.max_response_tokens,
+            )
+        if not self.policy.packed:
+            return PlainEngine(self.policy, self.tokenizer)
+        return InProcessEngine(
+            self.policy,
+            self.tokenizer,
+            memory_gib=self.config.engine_memory_gib,
+            prefill_tokens=self.config.micro_batch_tokens,
+        )
+
+    def _learn(self) -> None:
+        """Takes the optimizer steps that are left of the rollout batch in hand."""
+        steps = learn(
+            self.policy,
+            self.optimizer,
+            self.groups,
+            self.config,
+            self.reference,
+            self.progress.minibatches_done,
+        )
+        for stats in steps:
+            self.progress.step += 1
+            self.progress.minibatches_done += 1
+            self._log(stats)
+            if self.progress.step % self.config.save_steps == 0:
+                self._save()
+            if self._enough():
+                break
+        self.groups = []
+
+    def _log(self, stats: StepStats) -> None:
+        batch = self.batch_metrics
+        if self.progress.minibatches_done > 1:
+            batch = batch | {"collect_seconds": 0.0, "reward_seconds": 0.0, "sync_seconds": 0.0}
+        metrics = {
+            "step": self.progress.step,
+            "epoch": self.progress.epoch,
+            "rollout": self.progress.rollout,
+            **batch,
+            **stats.metrics(),
+        }
+        seconds = sum(v for name, v in metrics.items() if name.endswith("_seconds"))
+        metrics["tokens_per_second"] = stats.response_tokens / seconds
+        metrics["peak_memory_gib"] = peak_memory_gib()
+        self.last_metrics = metrics
+        self.folder.write_metrics(metrics)
+        if self.tensorboard:
+            self.tensorboard.write(metrics)
+        self.display.step(metrics, health(metrics, self.config))
+
+    def _save(self) -> None:
+        state = {
+            "step": self.progress.step,
+            "progress": self.progress.asdict(),
+            "batch_metrics": self.batch_metrics,
+        }
+        checkpoint.save_checkpoint(
+            self.folder.checkpoints,
+            self.policy,
+            self.optimizer,
+            self.tokenizer,
+            state,
+            self.groups,
+            self.config.keep_checkpoints,
+        )
+
+    def _finish(self) -> TrainResult:
+        checkpoint.save_model(self.folder.final, self.policy, self.tokenizer)
+        metrics = read_metrics(self.folder.metrics_path)
+        if not plot_reward(metrics, self.folder.path / "reward.png"):
+            logger.info("no reward curve: matplotlib is not installed")
+        return TrainResult(
+            metrics=metrics[-1],
+            run_dir=self.folder.path,
+            final_dir=self.folder.final,
+            metrics_path=self.folder.metrics_path,
+        )

@@ -1,0 +1,140 @@
+"""A run's folder: who may write there, and what is written.
+
+config.yaml          the settings, resolved
+metrics.jsonl        one object an optimizer step
+rollouts/*.jsonl     every response, a file a rollout batch
+checkpoints/         step-NNNNNN, whole by the time it has its name
+final/               a Hugging Face folder
+reward.png           the reward curve, where matplotlib is installed
+tensorboard/         where tensorboard is installed
+"""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import yaml
+
+from gspo.config import GSPOConfig
+from gspo.errors import SettingError
+from gspo.log import logger
+from gspo.types import Group
+
+MARKS = ("config.yaml", "metrics.jsonl", "rollouts", "checkpoints", "final")
+"""What makes a folder one that holds a run."""
+LEFTOVERS = (*MARKS, "reward.png", "tensorboard")
+
+
+class RunFolder:
+    """Where one run writes; make it with `create` or `reopen`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics_path = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.final = path / "final"
+
+    @classmethod
+    def create(cls, config: GSPOConfig) -> "RunFolder":
+        """A fresh folder at `output_dir`, or numbered beside it where that holds a run already."""
+        path = Path(config.output_dir)
+        if path.exists() and not path.is_dir():
+            raise SettingError(f"output_dir '{path}' is a file; name a folder")
+        if config.overwrite:
+            for name in LEFTOVERS:
+                _remove(path / name)
+        elif holds_a_run(path):
+            number = 2
+            while holds_a_run(path.with_name(f"{path.name}-{number}")):
+                number += 1
+            taken, path = path, path.with_name(f"{path.name}-{number}")
+            logger.info(
+                "%s holds a run already and is left alone; this one goes to %s", taken, path
+            )
+        folder = cls(path)
+        (path / "rollouts").mkdir(parents=True, exist_ok=True)
+        folder.checkpoints.mkdir(exist_ok=True)
+        settings = config.model_dump() | {"output_dir": str(path)}
+        (path / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+        return folder
+
+    @classmethod
+    def reopen(cls, config: GSPOConfig) -> "RunFolder":
+        """The folder of a run that is to go on."""
+        folder = cls(Path(config.output_dir))
+        if not folder.checkpoints.is_dir():
+            raise SettingError(f"there is no run to resume in output_dir '{folder.path}'")
+        return folder
+
+    def cut_metrics_after(self, step: int) -> None:
+        """Drops the lines of steps that a resumed run takes again, and a torn last line."""
+        if not self.metrics_path.exists():
+            return
+        kept = []
+        for line in self.metrics_path.read_text().splitlines():
+            try:
+                whole = json.loads(line)["step"] <= step
+            except (json.JSONDecodeError, KeyError):
+                whole = False
+            if whole:
+                kept.append(line + "\n")
+        self.metrics_path.write_text("".join(kept))
+
+    def write_metrics(self, metrics: dict) -> None:
+        with self.metrics_path.open("a") as file:
+            file.write(json.dumps(metrics, default=float) + "\n")
+
+    def write_rollouts(
+        self, groups: list[Group], rollout: int, first_step: int, prompts_per_step: int
+    ) -> None:
+        """Every response of a rollout batch, with the versions that sampled it and learned it."""
+        with (self.path / "rollouts" / f"rollout-{rollout:06d}.jsonl").open("w") as file:
+            for index, group in enumerate(groups):
+                step = first_step + index // prompts_per_step
+                for line in _rollout_lines(group, rollout, step):
+                    file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+
+
+def holds_a_run(path: Path) -> bool:
+    return any((path / name).exists() for name in MARKS)
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """All lines of a `metrics.jsonl`."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _rollout_lines(group: Group, rollout: int, step: int) -> list[dict]:
+    prompt = group.prompt
+    return [
+        {
+            "rollout": rollout,
+            "step": step,
+            "epoch": prompt.epoch,
+            "position": prompt.position,
+            "response": i,
+            "prompt": prompt.source,
+            "text": made.text,
+            "reward": _or_null(sample.reward),
+            "reward_parts": {name: _or_null(v[i]) for name, v in group.reward_parts.items()},
+            "advantage": sample.advantage,
+            "tokens": made.tokens,
+            "finish_reason": made.finish_reason,
+            "old_version": made.version,
+            "new_version": step,
+            "fields": prompt.fields,
+        }
+        for i, (sample, made) in enumerate(zip(group.samples, group.rollouts, strict=True))
+    ]
+
+
+def _or_null(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
