@@ -4,7 +4,6 @@ import json
 import random
 import sys
 from importlib.util import find_spec
-from itertools import combinations_with_replacement
 from pathlib import Path
 
 MODEL_FOLDER = Path("models/SmolLM2-135M-Instruct")
@@ -31,10 +30,10 @@ def find_gguf() -> Path:
 
 
 def convert(gguf: Path, folder: Path) -> None:
-    """Unpacks the weights of `gguf` to float32 and saves model and tokenizer in `folder`."""
-    # Imported here: a run that finds its model in place should not wait for them.
+    """Saves `gguf` in `folder` as float32; imports late, so that a run that skips it is quick."""
+    from tokenizers import decoders
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TokenizersBackend
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     # Not `from_pretrained(gguf_file=...)`: that needs accelerate, keeps the weights packed where
@@ -44,45 +43,47 @@ def convert(gguf: Path, folder: Path) -> None:
     weights = load_gguf_checkpoint(str(gguf), return_tensors=True, model_to_load=model)["tensors"]
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     model.load_state_dict(weights)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # Transformers does not know this GGUF's pre-tokenizer ("smollm") and drops the original's
-    # split at digits, without which "\n\n17" begins with two tokens instead of one.
-    split = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
-    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(split)
-    tokenizer.model_max_length = config.max_position_embeddings
     model.save_pretrained(folder)
+    # Of the GGUF's tokenizer only vocabulary, merges and chat template can be relied on: every
+    # transformers drops the split at digits ("\n\n17" would begin with two tokens instead of one),
+    # those before 5.18 also take <|im_start|> for the end of an answer and decode "\u2581" as " ".
+    converted = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    backend, template = converted.backend_tokenizer, converted.chat_template
+    split = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+    backend.pre_tokenizer, backend.decoder = Sequence(split), decoders.ByteLevel()
+    tokenizer = TokenizersBackend(tokenizer_object=backend, chat_template=template)
+    tokenizer.bos_token, tokenizer.unk_token = "<|im_start|>", "<|endoftext|>"
+    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
+    tokenizer.model_max_length = config.max_position_embeddings
     tokenizer.save_pretrained(folder)
 
 
 def write_sums(train_path: Path, heldout_path: Path, num_train=800, num_heldout=64, seed=0) -> None:
     """Writes sums of two-digit numbers as JSONL; no two of them have the same pair of numbers."""
     generator = random.Random(seed)
-    pairs = list(combinations_with_replacement(range(10, 100), 2))
-    if num_train + num_heldout > len(pairs):
-        raise ValueError(f"{num_train} + {num_heldout} sums, but only {len(pairs)} pairs")
-    generator.shuffle(pairs)
-    # The held-out sums come first, so that they stay the same whatever `num_train` is.
-    for path, count in ((heldout_path, num_heldout), (train_path, num_train)):
+    pairs = [(low, high) for low in range(10, 100) for high in range(low, 100)]
+    heldout = generator.sample(pairs, num_heldout)
+    train = generator.sample(sorted(set(pairs) - set(heldout)), num_train)
+    for path, chosen in ((heldout_path, heldout), (train_path, train)):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "w", encoding="utf-8") as file:
-            for _ in range(count):
-                left, right = generator.sample(pairs.pop(), 2)
+            for pair in chosen:
+                left, right = generator.sample(pair, 2)
                 prompt = f"What is {left} + {right}? Answer with just the number."
                 file.write(json.dumps({"prompt": prompt, "answer": str(left + right)}) + "\n")
-        print(f"{path}: {count} sums")
+        print(f"{path}: {len(chosen)} sums")
 
 
-def main() -> int:
-    """Prepares the model and the sums; returns the exit code, 2 where the user must act first."""
+def main() -> None:
+    """Prepares the model and the sums; exits with 2 where the user must put something right."""
     try:
         prepare_model()
     except (ModuleNotFoundError, FileExistsError) as error:
         print(error, file=sys.stderr)
-        return 2
+        sys.exit(2)
     print(f"{MODEL_FOLDER}: SmolLM2-135M-Instruct, Apache-2.0, float32")
     write_sums(Path("models/sums/train.jsonl"), Path("models/sums/heldout.jsonl"))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -168,6 +168,15 @@ class GSPOConfig(BaseModel):
 class Recipe(GSPOConfig):
     """A run from the command line: `GSPOConfig` and where model, prompts and reward are."""
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        if self.kl_coef > 0 and self.reference_model is None:
+            raise SettingError("kl_coef > 0 needs a reference_model to stay near to")
+        if self.group_size == 1:
+            raise SettingError(
+                "group_size = 1: a response is compared with its group, so it needs at least 2"
+            )
+
     model: str
     """A local folder or a hub id of a causal language model."""
     reference_model: str | None = None

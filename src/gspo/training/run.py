@@ -1,5 +1,6 @@
 """The training loop: collect, learn, again; with everything that a run leaves behind."""
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -223,14 +224,19 @@ class Run:
             **batch,
             **stats.metrics(),
         }
-        seconds = sum(v for name, v in metrics.items() if name.endswith("_seconds"))
-        metrics["tokens_per_second"] = stats.response_tokens / seconds
+        metrics["tokens_per_second"] = stats.response_tokens / self._seconds(stats)
         metrics["peak_memory_gib"] = peak_memory_gib()
         self.last_metrics = metrics
         self.folder.write_metrics(metrics)
         if self.tensorboard:
             self.tensorboard.write(metrics)
         self.display.step(metrics, health(metrics, self.config))
+
+    def _seconds(self, stats: StepStats) -> float:
+        """Of one step, its share of sampling and scoring the rollout batch included."""
+        names = ("collect_seconds", "reward_seconds", "sync_seconds")
+        steps = math.ceil(len(self.groups) / self.config.prompts_per_step)
+        return stats.seconds + sum(self.batch_metrics[name] for name in names) / steps
 
     def _save(self) -> None:
         state = {

@@ -1,0 +1,107 @@
+"""The command line: arguments in, exit code out.
+
+0 done, 1 a failure, 2 a setting or an input that cannot be used, said in one line.
+"""
+
+import argparse
+import sys
+
+import yaml
+
+from gspo import __version__
+from gspo.config import Recipe, unknown_key
+from gspo.errors import DataError, SettingError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    try:
+        return _run(sys.argv[1:] if arguments is None else arguments)
+    except (SettingError, DataError) as error:
+        print(f"gspo: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("gspo: interrupted", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest:
+        key = rest[0].lstrip("-").split("=")[0].replace("-", "_")
+        raise SettingError(unknown_key(key, Recipe.model_fields))
+    if options.command is None:
+        parser.print_help()
+        return 0
+    return _train(options)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from gspo.recipe import make_trainer, read_recipe
+
+    overrides = {
+        name: _value(name, text)
+        for name in Recipe.model_fields
+        if (text := getattr(options, f"set_{name}")) is not None
+    }
+    recipe = read_recipe(options.recipe, overrides)
+    trainer, prompts = make_trainer(recipe)
+    result = trainer.train(prompts, resume=options.resume)
+    print(f"reward {result.metrics['reward_mean']:.3f} after {result.metrics['step']} steps")
+    print(f"model: {result.final_dir}")
+    print(f"figures: {result.metrics_path}")
+    return 0
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    """argparse prints its usage with each error; one sentence is enough."""
+
+    def error(self, message: str) -> None:
+        raise SettingError(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _OneLineParser(
+        prog="gspo",
+        description="Train language models by Group Sequence Policy Optimization.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"gspo {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    train = commands.add_parser(
+        "train",
+        help="train the model of a recipe",
+        description="Trains the model of a recipe. Each key of the recipe is an option, too.",
+        allow_abbrev=False,
+    )
+    train.add_argument("recipe", metavar="RECIPE.yaml")
+    train.add_argument(
+        "--resume", action="store_true", help="go on from the newest checkpoint in output_dir"
+    )
+    for name, field in Recipe.model_fields.items():
+        default = "" if field.is_required() else f" (default: {field.default!r})"
+        flag = {"nargs": "?", "const": "true"} if field.annotation is bool else {}
+        train.add_argument(
+            f"--{name}",
+            f"--{name.replace('_', '-')}",
+            dest=f"set_{name}",
+            metavar="VALUE",
+            help=(field.description + default).replace("%", "%%"),
+            **flag,
+        )
+    return parser
+
+
+def _value(name: str, text: str) -> object:
+    """Text from the command line as the YAML of a recipe would have it, for lists and null."""
+    if text.lower() in ("null", "none") or text.startswith("["):
+        try:
+            return yaml.safe_load(text.replace("None", "null"))
+        except yaml.YAMLError:
+            raise SettingError(f"{name} = {text}: no valid list") from None
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

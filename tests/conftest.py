@@ -1,0 +1,26 @@
+"""A tiny tokenizer and helpers that tests of several folders share."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from models import EOS, VOCABULARY
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """One token a word: `w0` ... `w63`; `w1` ends a text."""
+    words = {f"w{i}": i for i in range(VOCABULARY)}
+    inner = Tokenizer(models.WordLevel(words, unk_token="w2"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token=f"w{EOS}", unk_token="w2", pad_token=f"w{EOS}"
+    )
