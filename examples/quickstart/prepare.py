@@ -61,14 +61,14 @@ def convert(gguf: Path, folder: Path) -> None:
 def write_sums(train_path: Path, heldout_path: Path, num_train=800, num_heldout=64, seed=0) -> None:
     """Writes sums of two-digit numbers as JSONL; no two of them have the same pair of numbers."""
     generator = random.Random(seed)
-    pairs = [(low, high) for low in range(10, 100) for high in range(low, 100)]
+    unordered = [(low, high) for low in range(10, 100) for high in range(low, 100)]
+    pairs = [tuple(generator.sample(pair, 2)) for pair in unordered]
     heldout = generator.sample(pairs, num_heldout)
     train = generator.sample(sorted(set(pairs) - set(heldout)), num_train)
     for path, chosen in ((heldout_path, heldout), (train_path, train)):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "w", encoding="utf-8") as file:
-            for pair in chosen:
-                left, right = generator.sample(pair, 2)
+            for left, right in chosen:
                 prompt = f"What is {left} + {right}? Answer with just the number."
                 file.write(json.dumps({"prompt": prompt, "answer": str(left + right)}) + "\n")
         print(f"{path}: {len(chosen)} sums")
