@@ -1,16 +1,11 @@
 """A tiny tokenizer and helpers that tests of several folders share."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from models import EOS, VOCABULARY
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from tiny import EOS, VOCABULARY
 
 torch.set_num_threads(1)  # tiny models: a second thread only waits for the first
 

@@ -81,4 +81,3 @@ def test_files_are_short():
 def test_help_answers_before_torch_is_imported():
     code = "import sys, gspo.cli; gspo.cli.main(['--help']); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from models import CONFIGS, EOS, VOCABULARY, tiny_model
 from scipy import stats
 
 from gspo.engines.base import Sampling
@@ -14,6 +13,7 @@ from gspo.policy.forward import policy_logprobs
 from gspo.policy.load import Policy
 from gspo.policy.probe import choose_attention
 from gspo.types import Prompt, Sample
+from tiny import CONFIGS, EOS, VOCABULARY, tiny_model
 
 SAMPLING = Sampling(group_size=3, max_response_tokens=14, seed=3)
 

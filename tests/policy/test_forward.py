@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from models import CONFIGS, VOCABULARY, tiny_model
 
 from gspo.policy import attention
 from gspo.policy.forward import policy_logprobs
 from gspo.policy.load import Policy
 from gspo.policy.probe import choose_attention
 from gspo.types import Sample
+from tiny import CONFIGS, VOCABULARY, tiny_model
 
 PACKED = [family for family in CONFIGS if family != "mamba"]
 

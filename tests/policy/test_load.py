@@ -1,10 +1,10 @@
 import pytest
 import torch
-from models import CONFIGS, tiny_model
 from transformers import AutoModel, GPT2Config
 
 from gspo.errors import DataError, SettingError
 from gspo.policy.load import Policy, load_model
+from tiny import CONFIGS, tiny_model
 
 
 def test_a_model_without_a_head_is_refused_by_name():

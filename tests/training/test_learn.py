@@ -8,9 +8,9 @@ import copy
 
 import pytest
 import torch
-from models import VOCABULARY, staying_in_float64, tiny_model
 
 from gspo import GSPOConfig, GSPOTrainer
+from tiny import VOCABULARY, staying_in_float64, tiny_model
 
 G = 4
 SETTINGS = dict(
@@ -147,9 +147,7 @@ FAMILIES = {"llama": 1e-10, "qwen3": 1e-10, "qwen3_moe": 1e-6, "gemma3": 1e-6}
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("share_prompts", [True, False])
 @pytest.mark.parametrize("micro_batch_tokens", [10_000, 30, 1])
-def test_weights_equal_the_plain_computation(
-    family, share_prompts, micro_batch_tokens, tmp_path
-):
+def test_weights_equal_the_plain_computation(family, share_prompts, micro_batch_tokens, tmp_path):
     error = relative_error(
         family,
         ready_batch(),

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 import yaml
-from models import CONFIGS, tiny_model
 from torch.utils.data import DataLoader
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from gspo import BaseRewardModel, DataError, GSPOConfig, GSPOTrainer, SettingError
+from tiny import CONFIGS, tiny_model
 
 PROMPTS = [f"w{i} w{i + 1} w{i + 2}" for i in range(3, 13)]
 CONTRACT = """step epoch rollout reward_mean reward_std unscored_fraction dead_group_fraction
@@ -53,6 +53,11 @@ def lines(path):
 
 def untimed(metrics):
     return [{k: v for k, v in line.items() if not k.endswith(TIMES)} for line in metrics]
+
+
+def same_weights(a, b):
+    pairs = zip(a.parameters(), b.parameters(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
 
 
 def test_the_original_quick_start(tmp_path, tokenizer):
@@ -114,7 +119,7 @@ def test_what_a_run_leaves_behind(tmp_path, tokenizer):
     assert (first["old_version"], first["new_version"]) == (0, 1)
     assert rollouts[8]["new_version"] == 2 and rollouts[16]["old_version"] == 2
     final = AutoModelForCausalLM.from_pretrained(result.final_dir)
-    assert all(torch.equal(a, b) for a, b in zip(final.parameters(), run.model.parameters()))
+    assert same_weights(final, run.model)
     assert AutoTokenizer.from_pretrained(result.final_dir)("w7")["input_ids"] == [7]
     assert run.model.config._attn_implementation != "gspo"
 
@@ -142,8 +147,7 @@ def test_a_resumed_run_equals_the_undisturbed_one(fails_at, tmp_path, tokenizer)
     for line in want_metrics + got_metrics:  # the reward function has another name
         line.pop("reward/count_w5", None), line.pop("reward/dies_once", None)
     assert untimed(got_metrics) == untimed(want_metrics)
-    pairs = zip(again.model.parameters(), whole.model.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
+    assert same_weights(again.model, whole.model)
 
 
 def test_resuming_in_the_middle_of_a_rollout_batch(tmp_path, tokenizer):
@@ -154,8 +158,7 @@ def test_resuming_in_the_middle_of_a_rollout_batch(tmp_path, tokenizer):
     again = trainer(tmp_path / "b", tokenizer, **settings)
     got = again.train(PROMPTS, resume=True)
     assert untimed(lines(got.metrics_path)) == untimed(lines(want.metrics_path))
-    pairs = zip(again.model.parameters(), whole.model.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
+    assert same_weights(again.model, whole.model)
 
 
 def test_a_folder_that_holds_a_run_is_left_alone(tmp_path, tokenizer, caplog):
@@ -229,7 +232,7 @@ def test_noisy_log_probabilities_of_the_sampler_are_recomputed(tmp_path, tokeniz
     got_metrics = lines(got.train(PROMPTS).metrics_path)
     assert got_metrics[0]["ratio_noise"] == pytest.approx(0.01, rel=1e-3)
     assert got_metrics[0]["old_logprobs"] == "recompute"
-    assert all(torch.equal(a, b) for a, b in zip(got.model.parameters(), want.model.parameters()))
+    assert same_weights(got.model, want.model)
     assert got_metrics[1]["log_ratio_std"] == want_metrics[1]["log_ratio_std"]
 
 

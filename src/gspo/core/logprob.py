@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from gspo.core.layout import at_least_float32
 
-CHUNK_BYTES = 128 * 2**20
+CHUNK_BYTES = 64 * 2**20
 """Size of one chunk of logits, of which a pass holds about three. It never changes the result."""
 
 

@@ -73,10 +73,10 @@ class Run:
         self.groups: list[Group] = []  # the rollout batch in hand
         self.batch_metrics: dict = {}
         self.last_metrics: dict = {}
-        self.folder = RunFolder.reopen(self.config) if resume else RunFolder.create(self.config)
+        self.folder: RunFolder | None = None
+        self.tensorboard: TensorBoard | None = None
         if resume:
             self._restore()
-        self.tensorboard = self._open_tensorboard()
 
     def _prepare(self, model) -> Policy:
         policy = Policy(model, device=self.config.device, dtype=self.config.dtype)
@@ -94,6 +94,7 @@ class Run:
         return reference
 
     def _restore(self) -> None:
+        self._open(RunFolder.reopen(self.config))
         found = checkpoint.checkpoint_folders(self.folder.checkpoints)
         if not found:
             raise SettingError(f"there is no checkpoint yet in '{self.folder.checkpoints}'")
@@ -103,14 +104,13 @@ class Run:
         self.folder.cut_metrics_after(self.progress.step)
         logger.info("resumed from %s", found[-1])
 
-    def _open_tensorboard(self) -> TensorBoard | None:
-        if not self.config.tensorboard:
-            return None
-        try:
-            return TensorBoard(self.folder.path / "tensorboard")
-        except ImportError:
-            logger.info("no TensorBoard events: tensorboard is not installed")
-            return None
+    def _open(self, folder: RunFolder) -> None:
+        self.folder = folder
+        if self.config.tensorboard:
+            try:
+                self.tensorboard = TensorBoard(self.folder.path / "tensorboard")
+            except ImportError:
+                logger.info("no TensorBoard events: tensorboard is not installed")
 
     def run(self) -> TrainResult:
         try:
@@ -128,10 +128,13 @@ class Run:
         reader = PromptReader(
             self.tokenizer, self.policy.context_tokens, self.config.max_response_tokens
         )
+        batches = rollout_batches(self.dataloader, reader, self.config, self.progress)
         if self.groups:  # the rollout batch of a run that goes on
             self._learn()
-        batches = rollout_batches(self.dataloader, reader, self.config, self.progress)
         while not self._enough() and (units := next(batches, None)):
+            # Only now: prompts that cannot be read must not have cost an older run its folder.
+            if self.folder is None:
+                self._open(RunFolder.create(self.config))
             self._begin(units)
             self._learn()
 
@@ -255,6 +258,8 @@ class Run:
         )
 
     def _finish(self) -> TrainResult:
+        if not self.last_metrics:
+            logger.info("nothing was left to do in %s", self.folder.path)
         checkpoint.save_model(self.folder.final, self.policy, self.tokenizer)
         metrics = read_metrics(self.folder.metrics_path)
         if not plot_reward(metrics, self.folder.path / "reward.png"):

@@ -21,9 +21,15 @@ from gspo.errors import SettingError
 from gspo.log import logger
 from gspo.types import Group
 
-MARKS = ("config.yaml", "metrics.jsonl", "rollouts", "checkpoints", "final")
-"""What makes a folder one that holds a run."""
-LEFTOVERS = (*MARKS, "reward.png", "tensorboard")
+CONTENTS = (
+    "config.yaml",
+    "metrics.jsonl",
+    "rollouts",
+    "checkpoints",
+    "final",
+    "reward.png",
+    "tensorboard",
+)
 
 
 class RunFolder:
@@ -42,7 +48,7 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise SettingError(f"output_dir '{path}' is a file; name a folder")
         if config.overwrite:
-            for name in LEFTOVERS:
+            for name in CONTENTS:
                 _remove(path / name)
         elif holds_a_run(path):
             number = 2
@@ -97,7 +103,7 @@ class RunFolder:
 
 
 def holds_a_run(path: Path) -> bool:
-    return any((path / name).exists() for name in MARKS)
+    return any((path / name).exists() for name in CONTENTS)
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -98,8 +98,8 @@ def tiny_model(family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.
 def staying_in_float64(model):
     """transformers' RMSNorm computes in float32 whatever the model's dtype; torch's own does not.
 
-    With the cast, the gradient of a shared prompt token is rounded once, and that of its G copies in
-    the plain computation G times: they agree to 1e-7 and no better.
+    With the cast, the gradient of a shared prompt token is rounded once, and that of its G copies
+    in the plain computation G times: they agree to 1e-7 and no better.
     """
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
