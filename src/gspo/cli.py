@@ -46,7 +46,7 @@ def _train(options: argparse.Namespace) -> int:
         if (text := getattr(options, f"set_{name}")) is not None
     }
     recipe = read_recipe(options.recipe, overrides)
-    trainer, prompts = make_trainer(recipe)
+    trainer, prompts = make_trainer(recipe, options.resume)
     result = trainer.train(prompts, resume=options.resume)
     print(f"reward {result.metrics['reward_mean']:.3f} after {result.metrics['step']} steps")
     print(f"model: {result.final_dir}")

@@ -32,21 +32,27 @@ def read_recipe(path: str | Path, overrides: dict | None = None) -> Recipe:
     return Recipe(**({str(key): value for key, value in settings.items()} | (overrides or {})))
 
 
-def make_trainer(recipe: Recipe) -> "tuple[GSPOTrainer, ShuffledPrompts | list[dict]]":
+def make_trainer(
+    recipe: Recipe, resume: bool = False
+) -> "tuple[GSPOTrainer, ShuffledPrompts | list[dict]]":
     """The trainer and the prompts of a recipe.
 
-    What can be checked without the model's weights (rewards, prompts, lengths) is checked before
-    they are loaded.
+    What can be checked without the model's weights (device, rewards, prompts, lengths, a run to
+    resume) is checked before they are loaded.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     from gspo.data.prompts import PromptReader, ShuffledPrompts
     from gspo.data.sources import load_prompts
-    from gspo.policy.load import context_tokens, load_model
+    from gspo.policy.load import context_tokens, load_model, resolve_device
     from gspo.rewards.base import as_reward
     from gspo.rewards.load import load_reward
+    from gspo.training.run_folder import RunFolder
     from gspo.training.trainer import GSPOTrainer
 
+    resolve_device(recipe.device)
+    if resume:
+        RunFolder.reopen(recipe)
     rewards = [load_reward(name) for name in recipe.reward_names]
     terms = rewards if recipe.reward_weights is None else _weighted(rewards, recipe.reward_weights)
     prompts = load_prompts(

@@ -8,17 +8,14 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, safe_open, save_file
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
 from gspo.errors import DataError
-from gspo.policy.load import Policy
+from gspo.policy.load import Policy, without_progress_bar
 from gspo.policy.optimizer import PolicyOptimizer
 from gspo.types import Group, Sample
 
@@ -60,7 +57,7 @@ def save_checkpoint(
 
 def save_model(folder: Path, policy: Policy, tokenizer) -> None:
     """A folder that `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer` load."""
-    with _without_progress_bar():
+    with without_progress_bar():
         policy.model.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
@@ -141,17 +138,6 @@ def _unpack_groups(path: Path) -> list[Group]:
             g, s, field = name.split(".")
             setattr(groups[int(g)].samples[int(s)], field, tensor)
     return groups
-
-
-@contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    was_on = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_on:
-            transformers_logging.enable_progress_bar()
 
 
 def _sync(path: Path) -> None:

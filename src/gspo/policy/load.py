@@ -4,12 +4,14 @@ The model stays the caller's object: its weights are trained in place and the sa
 the same tensors.
 """
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from gspo.core import head_logits
 from gspo.core.layout import at_least_float32
@@ -51,7 +53,7 @@ class Policy:
                 "load it with AutoModelForCausalLM.from_pretrained(...) instead of AutoModel"
             )
         self.model = model
-        self.device = resolve_device(device, model)
+        self.device = resolve_device(device) or model.device
         self.autocast = _place(model, self.device, dtype)
         self.packed = False
         self._own_attention = model.config._attn_implementation
@@ -103,23 +105,40 @@ class Policy:
 def load_model(path: str, trust_remote_code: bool = False) -> PreTrainedModel:
     """A causal model from a local folder or a hub id, in the dtype it was saved in."""
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            path, dtype="auto", trust_remote_code=trust_remote_code, use_safetensors=True
-        )
+        with without_progress_bar():
+            return AutoModelForCausalLM.from_pretrained(
+                path, dtype="auto", trust_remote_code=trust_remote_code, use_safetensors=True
+            )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"cannot load a causal language model from '{path}': {reason}") from error
 
 
-def resolve_device(device: str, model: PreTrainedModel) -> torch.device:
-    """`auto` is CUDA where there is one, else where the model already lies."""
-    if device == "auto":
-        return torch.device("cuda") if torch.cuda.is_available() else model.device
+@contextmanager
+def without_progress_bar() -> Iterator[None]:
+    """transformers draws one for each file that it loads or saves."""
+    was_on = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
     try:
-        return torch.empty(0, device=device).device
+        yield
+    finally:
+        if was_on:
+            transformers_logging.enable_progress_bar()
+
+
+def resolve_device(name: str) -> torch.device | None:
+    """The device of that name; for `auto` CUDA where there is one, else None: where the model is.
+
+    Raises:
+        SettingError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda") if torch.cuda.is_available() else None
+    try:
+        return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise SettingError(f"device '{device}' cannot be used here: {reason}") from None
+        raise SettingError(f"device '{name}' cannot be used here: {reason}") from None
 
 
 def context_tokens(config) -> int | None:

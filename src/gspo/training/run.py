@@ -65,6 +65,10 @@ class Run:
                 f"lr_schedule = {self.config.lr_schedule} needs to know where the run ends, and "
                 "this train_dataloader does not say how long it is: set max_steps"
             )
+        self.folder: RunFolder | None = None
+        self.tensorboard: TensorBoard | None = None
+        if resume:
+            self._open(RunFolder.reopen(config))
         self.policy = self._prepare(model)
         self.reference = self._prepare_reference(ref_model)
         self.optimizer = PolicyOptimizer(self.policy.model, self.config, self.total_steps)
@@ -73,8 +77,6 @@ class Run:
         self.groups: list[Group] = []  # the rollout batch in hand
         self.batch_metrics: dict = {}
         self.last_metrics: dict = {}
-        self.folder: RunFolder | None = None
-        self.tensorboard: TensorBoard | None = None
         if resume:
             self._restore()
 
@@ -94,15 +96,12 @@ class Run:
         return reference
 
     def _restore(self) -> None:
-        self._open(RunFolder.reopen(self.config))
-        found = checkpoint.checkpoint_folders(self.folder.checkpoints)
-        if not found:
-            raise SettingError(f"there is no checkpoint yet in '{self.folder.checkpoints}'")
-        state, self.groups = checkpoint.load_checkpoint(found[-1], self.policy, self.optimizer)
+        newest = checkpoint.checkpoint_folders(self.folder.checkpoints)[-1]
+        state, self.groups = checkpoint.load_checkpoint(newest, self.policy, self.optimizer)
         self.progress = Progress(**state["progress"])
         self.batch_metrics = state["batch_metrics"]
         self.folder.cut_metrics_after(self.progress.step)
-        logger.info("resumed from %s", found[-1])
+        logger.info("resumed from %s", newest)
 
     def _open(self, folder: RunFolder) -> None:
         self.folder = folder

@@ -19,6 +19,7 @@ import yaml
 from gspo.config import GSPOConfig
 from gspo.errors import SettingError
 from gspo.log import logger
+from gspo.policy.checkpoint import checkpoint_folders
 from gspo.types import Group
 
 CONTENTS = (
@@ -67,10 +68,11 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, config: GSPOConfig) -> "RunFolder":
-        """The folder of a run that is to go on."""
+        """The folder of a run that is to go on, with a checkpoint to go on from."""
         folder = cls(Path(config.output_dir))
-        if not folder.checkpoints.is_dir():
-            raise SettingError(f"there is no run to resume in output_dir '{folder.path}'")
+        if not checkpoint_folders(folder.checkpoints):
+            kind = "checkpoint yet" if folder.metrics_path.exists() else "run to resume"
+            raise SettingError(f"there is no {kind} in output_dir '{folder.path}'")
         return folder
 
     def cut_metrics_after(self, step: int) -> None:
