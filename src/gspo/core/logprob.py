@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gspo.core.layout import at_least_float32
+from gspo.core.linear import linear, matmul
 
 CHUNK_BYTES = 64 * 2**20
 """Size of one chunk of logits, of which a pass holds about three. It never changes the result."""
@@ -62,7 +63,7 @@ def head_logits(
     softcap: float | None = None,
 ) -> Tensor:
     """cap(scale (hidden weight^T + bias)): [..., H] -> [..., V] in the dtype of the inputs."""
-    logits = torch.nn.functional.linear(hidden, weight, bias)
+    logits = linear(hidden, weight, bias)
     if scale != 1.0:
         logits = logits * scale
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
@@ -113,9 +114,9 @@ class _ChunkedLogProbs(torch.autograd.Function):
                 grad_z *= 1 - (z / softcap).square()
             grad_z *= scale / temperature
             if needs_hidden:
-                grad_hidden[part] = (grad_z @ w).to(hidden.dtype)
+                grad_hidden[part] = matmul(grad_z, w).to(hidden.dtype)
             if needs_weight:
-                grad_weight.addmm_(grad_z.T, h)
+                grad_weight += matmul(grad_z.T, h)
             if needs_bias:
                 grad_bias += grad_z.sum(0)
         if needs_weight:

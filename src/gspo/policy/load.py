@@ -7,6 +7,7 @@ the same tensors.
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from types import MethodType
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from gspo.core import head_logits
 from gspo.core.layout import at_least_float32
+from gspo.core.linear import linear
 from gspo.errors import DataError, SettingError
 from gspo.log import logger
 from gspo.policy.attention import IMPLEMENTATION, Attend, attend_with
@@ -58,6 +60,9 @@ class Policy:
         self.packed = False
         self._own_attention = model.config._attn_implementation
         _switch_off_dropout(model)
+        self._linears = [module for module in model.modules() if type(module) is nn.Linear]
+        for module in self._linears:
+            module.forward = MethodType(_linear_forward, module)
 
     @property
     def head(self) -> LMHead:
@@ -97,7 +102,9 @@ class Policy:
         self.packed = True
 
     def release(self) -> None:
-        """Gives the model its own attention back."""
+        """Gives the model its own attention and linear layers back."""
+        for module in self._linears:
+            module.__dict__.pop("forward", None)
         if self.model.config._attn_implementation != self._own_attention:
             self.model.set_attn_implementation(self._own_attention)
 
@@ -143,6 +150,10 @@ def resolve_device(name: str) -> torch.device | None:
 
 def context_tokens(config) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def _linear_forward(self: nn.Linear, x: Tensor) -> Tensor:
+    return linear(x, self.weight, self.bias)
 
 
 def _place(model: PreTrainedModel, device: torch.device, dtype: str) -> bool:
