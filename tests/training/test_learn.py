@@ -127,12 +127,17 @@ def flat(model):
     return torch.cat([p.detach().double().flatten() for p in model.parameters()])
 
 
-def relative_error(family, batch, dtype, tmp_path, ref=None, **changes):
-    """Norm of the difference of the weights over the norm of their movement."""
+def relative_error(family, batch, dtype, tmp_path, ref=None, as_shipped=False, **changes):
+    """Norm of the difference of the weights over the norm of their movement.
+
+    `as_shipped` leaves transformers' own RMSNorm in, which casts to float32.
+    """
     config = GSPOConfig(**SETTINGS | changes, output_dir=str(tmp_path / "run"))
     # transformers' grouped product of experts refuses float64
     kwargs = {"experts_implementation": "eager"} if family == "qwen3_moe" else {}
-    start = staying_in_float64(tiny_model(family, dtype=dtype, **kwargs))
+    start = tiny_model(family, dtype=dtype, **kwargs)
+    if not as_shipped:
+        staying_in_float64(start)
     plain_model, ours = copy.deepcopy(start), copy.deepcopy(start)
     plain_training(plain_model, batch, config, ref)
     GSPOTrainer(model=ours, ref_model=ref, config=config).train([batch])
@@ -157,6 +162,12 @@ def test_weights_equal_the_plain_computation(family, share_prompts, micro_batch_
         micro_batch_tokens=micro_batch_tokens,
     )
     assert error <= FAMILIES[family]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_models_that_cast_inside_agree_to_the_cast(family, tmp_path):
+    batch = ready_batch()
+    assert relative_error(family, batch, torch.float64, tmp_path, as_shipped=True) <= 1e-6
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,17 @@ class PolicyOptimizer:
                 p.grad.zero_()
 
     def step(self) -> float:
-        """Clips the gradient, takes a step; returns the gradient's norm before clipping."""
+        """Clips the gradient, takes a step; returns the gradient's norm before clipping.
+
+        Raises:
+            FloatingPointError: the norm is not finite; the weights are as they were.
+        """
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
+        if not norm.isfinite():
+            raise FloatingPointError(
+                f"the gradient's norm is {norm.item()} at optimizer step {self.steps + 1}, which "
+                "was not taken; lower the learning rate or look at the newest rollouts"
+            )
         for group in self.adamw.param_groups:
             group["lr"] = self.learning_rate
         self.adamw.step()

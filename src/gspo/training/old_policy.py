@@ -47,10 +47,12 @@ def settle(policy: Policy, rest: list[Group], config: GSPOConfig, noise: float |
             the first minibatch; None where there was nothing to measure.
 
     Returns:
-        `behavior` or `recompute`: where those that did not come with the batch are from.
+        `behavior` or `recompute`: where they are from; `given` where all came with the batch.
     """
     lacking = [[s for s in group.samples if s.votes and s.old_logprobs is None] for group in rest]
     lacking = [samples for samples in lacking if samples]
+    if rest and not lacking:
+        return "given"
     known = all(s.behavior_logprobs is not None for samples in lacking for s in samples)
     limit = NOISE_SHARE * min(config.clip_range_left, config.clip_range_right)
     quiet = noise is not None and noise <= limit
