@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from gspo.core import PaddedLayout, group_advantages, gspo_loss
 
-PROMPTS_PER_ROLLOUT, GROUP_SIZE, MINIBATCHES, RESPONSE_TOKENS = 4, 8, 2, 24
+PROMPTS = ["spell", "write", "tell", "say"]
+GROUP_SIZE, MINIBATCHES, RESPONSE_TOKENS = 8, 2, 24
 CLIP = {"clip_range_left": 3e-3, "clip_range_right": 4e-3}
 
 
@@ -32,8 +33,8 @@ class Letters:
         return "".join("abcdefghijklmnopqrstuvwxyz"[t % 26] for t in tokens)
 
 
-def reward(prompt: str, response: str) -> float:
-    """The share of the letter e."""
+def reward(response: str) -> float:
+    """The share of the letter e; a real task would look at the prompt, too."""
     return response.count("e") / max(1, len(response))
 
 
@@ -95,15 +96,14 @@ def logprobs_of(model, input_ids, attention_mask):
 def main(path=None, steps=20):
     model, tokenizer = load(path) if path else tiny_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5 if path else 1e-3, weight_decay=0.0)
-    prompts = ["spell", "write", "tell", "say"][:PROMPTS_PER_ROLLOUT]
     for step in range(steps):
         # collect: sample groups, score them, compare each response with its group
-        input_ids, attention_mask, response_mask = sample(model, tokenizer, prompts)
+        input_ids, attention_mask, response_mask = sample(model, tokenizer, PROMPTS)
         texts = [
             tokenizer.decode(row[mask.bool()].tolist())
             for row, mask in zip(input_ids, response_mask, strict=True)
         ]
-        rewards = torch.tensor([reward("", text) for text in texts])
+        rewards = torch.tensor([reward(text) for text in texts])
         advantages = group_advantages(rewards.view(-1, GROUP_SIZE)).flatten()
         with torch.no_grad():
             old_logprobs = logprobs_of(model, input_ids, attention_mask)

@@ -48,7 +48,7 @@ def _train(options: argparse.Namespace) -> int:
     recipe = read_recipe(options.recipe, overrides)
     trainer, prompts = make_trainer(recipe, options.resume)
     result = trainer.train(prompts, resume=options.resume)
-    print(f"reward {result.metrics['reward_mean']:.3f} after {result.metrics['step']} steps")
+    print(f"{result.metrics['step']} optimizer steps")
     print(f"model: {result.final_dir}")
     print(f"figures: {result.metrics_path}")
     return 0
@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train",
         help="train the model of a recipe",
+        usage="gspo train RECIPE.yaml [--resume] [--KEY VALUE ...]",
         description="Trains the model of a recipe. Each key of the recipe is an option, too.",
         allow_abbrev=False,
     )
