@@ -47,6 +47,7 @@ def make_trainer(
     from gspo.policy.load import context_tokens, load_model, resolve_device
     from gspo.rewards.base import as_reward
     from gspo.rewards.load import load_reward
+    from gspo.training.collect import ALWAYS_NAMED
     from gspo.training.run_folder import RunFolder
     from gspo.training.trainer import GSPOTrainer
 
@@ -63,8 +64,7 @@ def make_trainer(
         system_prompt=recipe.system_prompt,
         chat=recipe.chat,
     )
-    always = {"prompts", "finish_reasons", "response_tokens"}
-    as_reward(terms).check(always.union(*(prompt.keys() - {"prompt"} for prompt in prompts)))
+    as_reward(terms).check(ALWAYS_NAMED.union(*(prompt.keys() - {"prompt"} for prompt in prompts)))
     code = {"trust_remote_code": recipe.trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(recipe.model, **code)

@@ -189,3 +189,15 @@ def test_greedy_decoding_is_the_plain_models(tokenizer):
     )
     assert rollout.tokens == want[0, 6:].tolist()
     assert math.isfinite(rollout.behavior_logprobs.sum())
+
+
+def test_places_that_nothing_was_written_to_are_not_used(tokenizer, monkeypatch):
+    engine = InProcessEngine(packed_policy(), tokenizer)
+    sampling = Sampling(group_size=3, max_response_tokens=90, seed=3)
+    want = tokens_of(engine.generate(prompts(), sampling))
+
+    def garbage(*shape, **kwargs):
+        return torch.full(shape, torch.nan, **kwargs)
+
+    monkeypatch.setattr(torch, "empty", garbage)
+    assert tokens_of(engine.generate(prompts(), sampling)) == want

@@ -329,5 +329,9 @@ def test_other_refusals(tmp_path, tokenizer):
         trainer(tmp_path, tokenizer).train([PROMPTS[0], ready()])
     with pytest.raises(DataError, match="no reward_model"):
         trainer(tmp_path, tokenizer, reward=None).train(PROMPTS)
+    with pytest.raises(DataError, match="no tokenizer"):
+        trainer(tmp_path, None).train(PROMPTS)
+    with pytest.raises(DataError, match="asks for 'answer'"):
+        trainer(tmp_path, tokenizer, reward=lambda q, r, answer: [0.0] * len(r)).train(PROMPTS)
     with pytest.raises(SettingError, match="no run to resume"):
         trainer(tmp_path / "new", tokenizer).train(PROMPTS, resume=True)

@@ -52,7 +52,7 @@ class Engine(Protocol):
 def ends_with_stop_string(tokens: list[int], stop: tuple[str, ...], tokenizer) -> bool:
     """Whether the newest tokens of a response complete one of the stop strings."""
     longest = max(len(text.encode()) for text in stop)
-    tail = tokenizer.decode(tokens[-longest - 1 :], skip_special_tokens=True)
+    tail = tokenizer.decode(tokens[-longest - 1 :])
     return any(text in tail for text in stop)
 
 

@@ -8,6 +8,8 @@ Letters: n live rows, S prompt slots, c rows per slot at most, Q query heads, K 
 r = Q / K, P prompt places, L response places, D head size.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,10 @@ from gspo.policy.attention import LayerRules, PackedAttention
 
 LayerShape = tuple[int, int, int, torch.dtype]
 """Key heads, size of a key, size of a value, dtype."""
+
+
+CLEARED_TOGETHER = 64
+"""Places of the responses' buffers that are cleared in one go."""
 
 
 class KVCache:
@@ -32,17 +38,29 @@ class KVCache:
         prompt_tokens: int,
         device: torch.device,
     ) -> None:
-        def buffers(first: int, places: int) -> dict[int, tuple[Tensor, Tensor]]:
+        def buffers(make: Callable, first: int, places: int) -> dict[int, tuple[Tensor, Tensor]]:
             return {
                 layer: (
-                    torch.zeros(first, heads, places, key_size, dtype=dtype, device=device),
-                    torch.zeros(first, heads, places, value_size, dtype=dtype, device=device),
+                    make(first, heads, places, key_size, dtype=dtype, device=device),
+                    make(first, heads, places, value_size, dtype=dtype, device=device),
                 )
                 for layer, (heads, key_size, value_size, dtype) in shapes.items()
             }
 
-        self.prompts = buffers(slots, prompt_tokens)
-        self.responses = buffers(rows, response_tokens)
+        self.prompts = buffers(torch.zeros, slots, prompt_tokens)
+        # Reserved, not touched: most responses end long before the last place.
+        self.responses = buffers(torch.empty, rows, response_tokens)
+        self._cleared = 0
+
+    def clear_up_to(self, places: int) -> None:
+        """Makes the first places of all responses readable: masked, but read, so they be finite."""
+        if places <= self._cleared:
+            return
+        part = slice(self._cleared, places + CLEARED_TOGETHER)
+        for buffers in self.responses.values():
+            for buffer in buffers:
+                buffer[:, :, part] = 0
+        self._cleared = part.stop
 
     def move_row(self, source: int, target: int, length: int) -> None:
         """Copies the first `length` places of one response's row over another's."""
@@ -87,6 +105,7 @@ class DecodeAttention:
         self.prompt_lengths = prompt_lengths[: self.num_slots]
         self.prompt_places = int(self.prompt_lengths.max())
         self.response_places = int(place.max()) + 1
+        cache.clear_up_to(self.response_places)
         self.rows_per_slot, self.grid = _grid(slot, self.num_slots)
         self._masks: dict[int | None, tuple[Tensor, Tensor]] = {}
 

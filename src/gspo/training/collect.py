@@ -12,6 +12,9 @@ from gspo.engines.base import Engine, Sampling
 from gspo.rewards.base import RewardSum, score
 from gspo.types import Group, Prompt, Rollout, Sample
 
+ALWAYS_NAMED = frozenset({"prompts", "finish_reasons", "response_tokens"})
+"""What a reward function may ask for by name besides fields of the prompts."""
+
 
 @dataclass
 class Collected:
@@ -27,6 +30,7 @@ def collect(
 ) -> Collected:
     """Samples `group_size` responses of each prompt, scores them in one call, and gives each its
     advantage in its group (eq. 6)."""
+    reward.check({name for prompt in prompts for name in prompt.fields} | ALWAYS_NAMED)
     start = time.perf_counter()
     rollouts = engine.generate(prompts, Sampling.of(config))
     sampled = time.perf_counter()

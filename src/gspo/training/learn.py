@@ -153,9 +153,14 @@ def _surrogate(
     if not config.use_token_level:
         output = gspo_loss(logprobs, old_logprobs, advantages, layout, **band)
         return output, token_advantages
-    given = [sample.token_advantages for sample in samples]
-    if given[0] is not None:
-        token_advantages = torch.cat(given).to(advantages)
+    token_advantages = torch.cat(
+        [
+            spread if sample.token_advantages is None else sample.token_advantages.to(spread)
+            for spread, sample in zip(
+                token_advantages.split(layout.lengths.tolist()), samples, strict=True
+            )
+        ]
+    )
     return gspo_token_loss(
         logprobs, old_logprobs, token_advantages, layout, **band
     ), token_advantages

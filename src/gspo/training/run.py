@@ -121,6 +121,8 @@ class Run:
             if self.tensorboard:
                 self.tensorboard.close()
             self.policy.release()
+            if self.reference:
+                self.reference.release()
         return self._finish()
 
     def _loop(self) -> None:
@@ -131,9 +133,6 @@ class Run:
         if self.groups:  # the rollout batch of a run that goes on
             self._learn()
         while not self._enough() and (units := next(batches, None)):
-            # Only now: prompts that cannot be read must not have cost an older run its folder.
-            if self.folder is None:
-                self._open(RunFolder.create(self.config))
             self._begin(units)
             self._learn()
 
@@ -142,12 +141,17 @@ class Run:
 
     def _begin(self, units: list[Unit]) -> None:
         """Makes the next rollout batch: sampled and scored, or as it came."""
+        sampled = isinstance(units[0], Prompt)
+        engine = self.engine if sampled else None
+        # Only now: input that cannot be used must not have cost an older run its folder.
+        if self.folder is None:
+            self._open(RunFolder.create(self.config))
         sync_seconds = 0.0
-        if isinstance(units[0], Prompt):
+        if sampled:
             start = time.perf_counter()
-            self.engine.sync(self.progress.step)
+            engine.sync(self.progress.step)
             sync_seconds = time.perf_counter() - start
-            collected = collect(self.engine, units, self.reward, self.config)
+            collected = collect(engine, units, self.reward, self.config)
             if self.config.save_rollouts:
                 self.folder.write_rollouts(
                     collected.groups,
@@ -172,8 +176,6 @@ class Run:
         return self._engine
 
     def _make_engine(self) -> Engine:
-        if self.tokenizer is None:
-            raise DataError("prompts came, but the trainer has no tokenizer")
         if self.reward is None:
             raise DataError("prompts came, but the trainer has no reward_model")
         if self.config.group_size == 1:

@@ -63,6 +63,8 @@ def _units(
     for item in read_items(dataloader):
         if isinstance(item, Mapping) and "input_ids" in item:
             units: list[Unit] = list(read_ready_batch(item, config))
+        elif reader.tokenizer is None:
+            raise DataError("prompts came, but the trainer has no tokenizer")
         else:
             units = [reader.read(item, epoch, position)]
         for unit in units:
