@@ -1,5 +1,9 @@
 """A tiny tokenizer and helpers that tests of several folders share."""
 
+import os
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch: what is compared here is computed on CPU
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers

@@ -5,12 +5,17 @@
 
 import argparse
 import sys
+from types import NoneType
+from typing import get_args, get_origin
 
 import yaml
 
 from gspo import __version__
 from gspo.config import Recipe, unknown_key
 from gspo.errors import DataError, SettingError
+
+SWITCHED = ("true", "false", "yes", "no", "on", "off", "1", "0")
+"""Values of a switch."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,7 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
+    options, rest = parser.parse_known_args(_joined(arguments))
+    if rest and not rest[0].startswith("-"):
+        raise SettingError(f"one recipe at a time: what is '{rest[0]}'?")
     if rest:
         key = rest[0].lstrip("-").split("=")[0].replace("-", "_")
         raise SettingError(unknown_key(key, Recipe.model_fields))
@@ -82,26 +89,45 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name, field in Recipe.model_fields.items():
         default = "" if field.is_required() else f" (default: {field.default!r})"
-        flag = {"nargs": "?", "const": "true"} if field.annotation is bool else {}
         train.add_argument(
             f"--{name}",
             f"--{name.replace('_', '-')}",
             dest=f"set_{name}",
             metavar="VALUE",
             help=(field.description + default).replace("%", "%%"),
-            **flag,
         )
     return parser
 
 
+def _joined(arguments: list[str]) -> list[str]:
+    """`--key value` as `--key=value`, so that a value may begin with a dash, and a switch without a
+    value as `--switch=true`, so that it does not take the recipe's name for one."""
+    joined: list[str] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        field = Recipe.model_fields.get(word[2:].replace("-", "_")) if word[:2] == "--" else None
+        if field is None:
+            joined.append(word)
+        elif field.annotation is bool and not (rest and rest[0].lower() in SWITCHED):
+            joined.append(f"{word}=true")
+        else:
+            joined.append(f"{word}={rest.pop(0)}" if rest else word)
+    return joined
+
+
 def _value(name: str, text: str) -> object:
     """Text from the command line as the YAML of a recipe would have it, for lists and null."""
-    if text.lower() in ("null", "none") or text.startswith("["):
-        try:
-            return yaml.safe_load(text.replace("None", "null"))
-        except yaml.YAMLError:
-            raise SettingError(f"{name} = {text}: no valid list") from None
-    return text
+    annotation = Recipe.model_fields[name].annotation
+    kinds = (annotation, *get_args(annotation))
+    if NoneType in kinds and text.lower() in ("null", "none"):
+        return None
+    if not text.startswith("[") or list not in [get_origin(kind) for kind in kinds]:
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise SettingError(f"{name} = {text}: no valid list") from None
 
 
 if __name__ == "__main__":

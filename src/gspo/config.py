@@ -6,6 +6,7 @@ what `gspo train --help` prints.
 """
 
 import difflib
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -68,7 +69,7 @@ class GSPOConfig(BaseModel):
     learning_rate: float = Field(1e-5, gt=0)
     """Of AdamW, after warm-up."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Of the learning rate after warm-up; linear and cosine fall to 0 at the last step."""
+    """Of the learning rate after warm-up; linear and cosine reach 0 when the run ends."""
     warmup_steps: int = Field(0, ge=0)
     """Optimizer steps over which the learning rate rises from 0."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)
@@ -95,7 +96,7 @@ class GSPOConfig(BaseModel):
     """Accept top_p and top_k although the policy is scored on the full distribution."""
     stop: list[str] = []
     """Strings that end a response; they stay in its text."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Of the random numbers: one stream for each (seed, epoch, prompt, response, token)."""
 
     # The machine: none of these changes a result beyond rounding
@@ -141,6 +142,11 @@ class GSPOConfig(BaseModel):
     def __setattr__(self, key: str, value: Any) -> None:
         checked = type(self)(**{**self.model_dump(), key: value})
         super().__setattr__(key, getattr(checked, key))
+
+    @field_validator("output_dir", mode="before")
+    @classmethod
+    def _a_path_is_text(cls, output_dir: Any) -> Any:
+        return str(output_dir) if isinstance(output_dir, Path) else output_dir
 
     @field_validator("stop", mode="before")
     @classmethod

@@ -7,6 +7,7 @@ import yaml
 
 from gspo.config import Recipe
 from gspo.errors import DataError, SettingError
+from gspo.log import logger
 
 if TYPE_CHECKING:
     from gspo.data.prompts import ShuffledPrompts
@@ -54,8 +55,6 @@ def make_trainer(
     resolve_device(recipe.device)
     if resume:
         RunFolder.reopen(recipe)
-    rewards = [load_reward(name) for name in recipe.reward_names]
-    terms = rewards if recipe.reward_weights is None else _weighted(rewards, recipe.reward_weights)
     prompts = load_prompts(
         recipe.prompts,
         prompt_field=recipe.prompt_field,
@@ -64,6 +63,8 @@ def make_trainer(
         system_prompt=recipe.system_prompt,
         chat=recipe.chat,
     )
+    rewards = [load_reward(name) for name in recipe.reward_names]
+    terms = rewards if recipe.reward_weights is None else _weighted(rewards, recipe.reward_weights)
     as_reward(terms).check(ALWAYS_NAMED.union(*(prompt.keys() - {"prompt"} for prompt in prompts)))
     code = {"trust_remote_code": recipe.trust_remote_code}
     try:
@@ -78,6 +79,8 @@ def make_trainer(
     reference = None
     if recipe.kl_coef > 0:
         reference = load_model(recipe.reference_model, recipe.trust_remote_code)
+    elif recipe.reference_model is not None:
+        logger.info("reference_model is not loaded: kl_coef is 0")
     trainer = GSPOTrainer(
         model=load_model(recipe.model, recipe.trust_remote_code),
         ref_model=reference,

@@ -20,7 +20,6 @@ def test_a_group_on_a_literal():
     assert [(b.start, b.prefix, b.tails) for b in batch.blocks] == [(0, 2, (2, 1))]
     assert batch.predictors.tolist() == [1, 2, 1]
     assert batch.targets.tolist() == [4, 2, 5]
-    assert batch.sequence_ids.tolist() == [0, 0, 1]
 
 
 def test_without_sharing_each_sample_is_its_own_block():

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from gspo.policy import attention
-from gspo.policy.forward import policy_logprobs
+from gspo.policy.forward import policy_logprobs, split_for
 from gspo.policy.load import Policy
 from gspo.policy.probe import choose_attention
 from gspo.types import Sample
@@ -50,6 +51,51 @@ def test_log_probabilities_are_those_of_the_plain_model(family):
         got = policy_logprobs(policy, groups, temperature=0.8, share_prompts=share_prompts)
         torch.testing.assert_close(got.logprobs, want, rtol=0, atol=1e-4)
         assert got.entropy.shape == want.shape
+
+
+@pytest.mark.parametrize("family", PACKED)
+def test_attention_in_parts_is_the_same(family, monkeypatch):
+    groups = samples()
+    policy = Policy(tiny_model(family))
+    choose_attention(policy)
+    want = policy_logprobs(policy, groups).logprobs
+    monkeypatch.setattr(attention, "DENSE_TOKENS", 0)
+    for share_prompts in (True, False):
+        got = policy_logprobs(policy, groups, share_prompts=share_prompts).logprobs
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "mistral", "llama"])
+def test_float64_models_run_packed(family):
+    policy = Policy(tiny_model(family, dtype=torch.float64))
+    choose_attention(policy)
+    assert policy.packed
+
+
+def test_positions_that_depend_on_the_longest_row_are_not_packed(caplog):
+    caplog.set_level("INFO", "gspo")
+    factors = dict(short_factor=[1.0] * 4, long_factor=[2.0, 3.0, 4.0, 5.0])
+    rope = dict(rope_type="longrope", rope_theta=1e4, original_max_position_embeddings=12)
+    config = CONFIGS["llama"]()
+    config.rope_parameters = rope | factors
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    groups = samples()
+    want = one_by_one(model, groups)
+    policy = Policy(model)
+    choose_attention(policy)
+    assert not policy.packed and "longest sequence" in caplog.text
+    torch.testing.assert_close(policy_logprobs(policy, groups).logprobs, want, rtol=0, atol=1e-4)
+
+
+def test_an_unpacked_model_keeps_the_token_budget():
+    policy = Policy(tiny_model())
+    rows = samples()
+    sizes = []
+    for batch in split_for(policy, rows, 30, share_prompts=True):
+        lengths = [len(s.tokens) for group in batch for s in group]
+        sizes.append(len(lengths) * max(lengths))
+    assert len(sizes) > 1 and max(sizes) <= 30
 
 
 @pytest.mark.parametrize("family", ["gemma3", "mistral", "gpt_oss"])

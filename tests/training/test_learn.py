@@ -103,7 +103,18 @@ def plain_loss(model, batch, old, config, rows, ref=None):
         kl = x.exp() - x - 1 if config.kl_estimator == "k3" else x.square() / 2
         kl = torch.where(mask, kl, 0).sum(-1) / length
         loss = loss + config.kl_coef * (kl * votes).sum()
+    if config.entropy_coef:
+        mean = torch.where(mask, plain_entropy(model, batch, rows), 0).sum(-1) / length
+        loss = loss - config.entropy_coef * (mean * votes).sum()
     return loss / votes.sum()
+
+
+def plain_entropy(model, batch, rows):
+    mask = batch["attention_mask"][rows]
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    logits = model(batch["input_ids"][rows], attention_mask=mask, position_ids=positions).logits
+    log_p = logits[:, :-1].log_softmax(-1)
+    return torch.nn.functional.pad(-(log_p.exp() * log_p).sum(-1), (1, 0))
 
 
 def plain_training(model, batch, config, ref=None):
@@ -181,6 +192,7 @@ def test_models_that_cast_inside_agree_to_the_cast(family, tmp_path):
         dict(kl_coef=0.3, kl_estimator="k2"),
         dict(use_token_level=True, kl_coef=0.3, micro_batch_tokens=25),
         dict(activation_checkpointing=True),
+        dict(entropy_coef=0.2),
         dict(clip_range_left=1e-5, clip_range_right=1e-5),
     ],
     ids=str,
@@ -236,3 +248,50 @@ def test_an_unpacked_model_learns_the_same(tmp_path):
     lengths = batch["attention_mask"].sum(-1, keepdim=True)
     batch["attention_mask"] = (torch.arange(16) < lengths).long()
     assert relative_error("mamba", batch, torch.float64, tmp_path) <= 1e-6
+
+
+def test_ready_batches_with_and_without_token_advantages_may_alternate(tmp_path):
+    plain, token = ready_batch(5), ready_batch(6)
+    generator = torch.Generator().manual_seed(7)
+    token["token_advantages"] = torch.randn(16, 16, generator=generator).double()
+    advantages = plain_advantages(plain["rewards"])[:, None].expand(16, 16)
+    both = {name: torch.cat([plain[name], token[name]]) for name in plain}
+    both["token_advantages"] = torch.cat([advantages, token["token_advantages"]])
+    weights = []
+    for data in ([plain, token], [both]):
+        config = GSPOConfig(
+            **SETTINGS | dict(batch_size=8, use_token_level=True, overwrite=True),
+            output_dir=str(tmp_path / "run"),
+        )
+        model = tiny_model(dtype=torch.float64)
+        GSPOTrainer(model=model, config=config).train(data)
+        weights.append(flat(model))
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-12)
+
+
+def test_frozen_weights_stay_and_the_others_move(tmp_path):
+    model = tiny_model()
+    for p in model.model.layers[0].parameters():
+        p.requires_grad_(False)
+    config = GSPOConfig(**SETTINGS, output_dir=str(tmp_path / "run"))
+    GSPOTrainer(model=model, config=config).train([ready_batch()])
+    moved = [
+        not torch.equal(a, b)
+        for a, b in zip(
+            model.model.layers.parameters(), tiny_model().model.layers.parameters(), strict=True
+        )
+    ]
+    frozen = [not p.requires_grad for p in model.model.layers.parameters()]
+    assert moved == [not f for f in frozen]
+
+
+def test_learning_rate_schedules():
+    from gspo.policy.optimizer import scheduled_rate
+
+    def rates(schedule):
+        config = GSPOConfig(learning_rate=1.0, warmup_steps=2, lr_schedule=schedule)
+        return [scheduled_rate(config, step, 6) for step in range(1, 8)]
+
+    assert rates("constant") == [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert rates("linear") == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+    assert rates("cosine") == pytest.approx([0.5, 1.0, 1.0, 0.853553, 0.5, 0.146447, 0.0], abs=1e-6)

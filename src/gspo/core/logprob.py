@@ -51,7 +51,8 @@ def chunked_logprobs(
     dtype = torch.promote_types(at_least_float32(hidden).dtype, at_least_float32(weight).dtype)
     rows = max(1, chunk_bytes // (weight.shape[0] * dtype.itemsize))
     spec = (dtype, rows, temperature, scale, softcap)
-    return LogProbs(*_ChunkedLogProbs.apply(hidden, weight, bias, targets, spec))
+    with torch.autocast(hidden.device.type, enabled=False):
+        return LogProbs(*_ChunkedLogProbs.apply(hidden, weight, bias, targets, spec))
 
 
 def head_logits(

@@ -7,9 +7,8 @@ A group with the prompt `a b` and the responses `c d` and `e` becomes
     block           prefix 2, tails (2, 1): a tail sees the prefix and itself
     predictors      1  2  1          the place whose hidden state predicts ...
     targets         c  d  e          ... this response token
-    sequence_ids    0  0  1
 
-Letters: N packed tokens, M response tokens, S sequences.
+Letters: N packed tokens, M response tokens.
 """
 
 from collections.abc import Iterator
@@ -43,8 +42,6 @@ class PackedBatch:
     blocks: tuple[Block, ...]
     predictors: Tensor  # [M] index into the row
     targets: Tensor  # [M] token ids
-    sequence_ids: Tensor  # [M] ascending
-    num_sequences: int
 
     def to(self, device: torch.device) -> "PackedBatch":
         moved = {
@@ -77,13 +74,12 @@ def packed_length(samples: list[Sample], share_prompts: bool = True) -> int:
 
 
 def pack(groups: list[list[Sample]], share_prompts: bool = True) -> PackedBatch:
-    """Lays the groups end to end; sequences are numbered in the order of the samples."""
+    """Lays the groups end to end; response tokens come in the order of the samples."""
     tokens: list[Tensor] = []
     positions: list[Tensor] = []
     blocks: list[Block] = []
     predictors: list[Tensor] = []
     targets: list[Tensor] = []
-    lengths: list[int] = []
     start = 0
     for samples in groups if share_prompts else [[s] for group in groups for s in group]:
         prefix = shared_prefix(samples, share_prompts)
@@ -98,7 +94,6 @@ def pack(groups: list[list[Sample]], share_prompts: bool = True) -> PackedBatch:
             before = at - 1
             predictors.append(before + torch.where(before < prefix, start, offset - prefix))
             targets.append(sample.tokens[at])
-            lengths.append(len(at))
             offset += tail
         tails = tuple(len(sample.tokens) - prefix for sample in samples)
         blocks.append(Block(start, prefix, tails))
@@ -109,9 +104,20 @@ def pack(groups: list[list[Sample]], share_prompts: bool = True) -> PackedBatch:
         blocks=tuple(blocks),
         predictors=torch.cat(predictors),
         targets=torch.cat(targets),
-        sequence_ids=torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)),
-        num_sequences=len(lengths),
     )
+
+
+def padded_micro_batches(samples: list[Sample], budget: int) -> Iterator[list[list[Sample]]]:
+    """As `micro_batches`, for padded rows: rows times the longest is at most `budget`."""
+    batch: list[Sample] = []
+    for sample in samples:
+        longest = max(len(s.tokens) for s in [*batch, sample])
+        if batch and (len(batch) + 1) * longest > budget:
+            yield [batch]
+            batch = []
+        batch.append(sample)
+    if batch:
+        yield [batch]
 
 
 def micro_batches(

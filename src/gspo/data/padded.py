@@ -1,5 +1,8 @@
 """The one door through which padded tensors come in: ready batches."""
 
+import math
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -11,21 +14,30 @@ from gspo.types import Group, Sample
 TOKEN_FIELDS = ("input_ids", "attention_mask", "response_mask", "token_advantages", "old_logprobs")
 
 
-def read_ready_batch(batch: dict, config: GSPOConfig) -> list[Group]:
+def read_ready_batch(
+    batch: Mapping,
+    config: GSPOConfig,
+    vocabulary: int | None = None,
+    context_tokens: int | None = None,
+) -> list[Group]:
     """Groups out of a batch of tensors that somebody else sampled and scored.
 
     Args:
         batch: `input_ids`, `attention_mask`, `response_mask` [B, T], `rewards` [B], optional
             `token_advantages` and `old_logprobs` [B, T], each token's value at its own index.
             `group_size` consecutive rows are a group. Padding on either side, holes in
-            `response_mask` (a tool's text) and all-masked rows are fine.
+            `response_mask` (a tool's text) and all-masked rows are fine. Other fields are ignored.
+        vocabulary: of the model, where token ids are to be checked.
+        context_tokens: longest sequence of the model, where lengths are to be checked.
 
     Raises:
-        DataError: a field that is missing or of the wrong shape, rows that are not whole groups,
-            or a response without a token before it.
+        DataError: a field that is missing, not numeric or of the wrong shape, rows that are not
+            whole groups, a response without a token before it, tokens that the model does not have.
     """
-    batch = {name: torch.as_tensor(value).detach().cpu() for name, value in batch.items()}
+    known = [name for name in (*TOKEN_FIELDS, "rewards") if batch.get(name) is not None]
+    batch = {name: _tensor(name, batch[name]) for name in known}
     _check_fields(batch, config)
+    _check_tokens(batch, vocabulary, context_tokens)
     mask = batch["attention_mask"].bool()
     response_mask = batch["response_mask"].bool()
     if (response_mask & ~mask).any():
@@ -60,6 +72,35 @@ def read_ready_batch(batch: dict, config: GSPOConfig) -> list[Group]:
         )
     size = config.group_size
     return [Group(samples[i : i + size]) for i in range(0, len(samples), size)]
+
+
+def _tensor(name: str, value: object) -> Tensor:
+    if name == "rewards" and isinstance(value, list | tuple):
+        value = [math.nan if reward is None else reward for reward in value]
+    try:
+        return torch.as_tensor(value).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"ready batch: {name} is no tensor of numbers: {error}") from None
+
+
+def _check_tokens(
+    batch: dict[str, Tensor], vocabulary: int | None, context_tokens: int | None
+) -> None:
+    real = batch["attention_mask"].bool()
+    ids = batch["input_ids"][real]
+    if vocabulary is not None and len(ids) and not 0 <= ids.min() <= ids.max() < vocabulary:
+        raise DataError(
+            f"ready batch: input_ids go from {int(ids.min())} to {int(ids.max())}, but the model "
+            f"has the tokens 0 to {vocabulary - 1}"
+        )
+    longest = int(real.sum(-1).max())
+    if context_tokens is not None and longest > context_tokens:
+        raise DataError(
+            f"ready batch: a row has {longest} tokens, more than the model's {context_tokens}"
+        )
+    for name in ("old_logprobs", "token_advantages"):
+        if name in batch and not batch[name][batch["response_mask"].bool()].isfinite().all():
+            raise DataError(f"ready batch: {name} is not finite on some response token")
 
 
 def _at(values: Tensor | None, row: int, response_mask: Tensor) -> Tensor | None:

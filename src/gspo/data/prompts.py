@@ -86,12 +86,16 @@ class PromptReader:
     context_tokens: int | None
     """The most tokens that the model takes, prompt and response together; None is no limit."""
     max_response_tokens: int
+    vocabulary: int | None = None
+    """How many tokens the model has, where prompts and ready batches are to be checked against."""
 
     def read(self, item: str | list[dict] | Mapping, epoch: int, position: int) -> Prompt:
         """`item` as the prompt that stands at `position` (from 0) of `epoch` (from 1).
 
         Raises DataError where it has no tokens, is too long, or is a chat that cannot be rendered.
         """
+        if self.tokenizer is None:
+            raise DataError("prompts came, but the trainer has no tokenizer")
         item = item if isinstance(item, Mapping) else {"prompt": item}
         source = item["prompt"]
         text = _query_text(source)
@@ -99,6 +103,11 @@ class PromptReader:
         is_text = isinstance(source, str)
         tokens = self._text_tokens(source) if is_text else self._chat_tokens(source, where)
         self._check_length(len(tokens), where)
+        if self.vocabulary is not None and max(tokens) >= self.vocabulary:
+            raise DataError(
+                f"{where} has the token {max(tokens)}, but the model has only the tokens 0 to "
+                f"{self.vocabulary - 1}: is this its tokenizer?"
+            )
         fields = {name: item[name] for name in item if name != "prompt"}
         return Prompt(text, source, tokens, fields, epoch, position)
 
@@ -197,6 +206,8 @@ def _is_message(value: Any) -> bool:
     if not isinstance(value, Mapping) or not isinstance(value.get("role"), str):
         return False
     content = value.get("content")
+    if content is None:  # an assistant's turn that only calls tools
+        return "tool_calls" in value
     parts = content if isinstance(content, list) else []
     return isinstance(content, str | list) and all(isinstance(part, Mapping) for part in parts)
 

@@ -82,38 +82,79 @@ def attend_with(attend: Attend, device: torch.device) -> dict:
     }
 
 
+DENSE_TOKENS = 256
+"""Up to this many tokens a block is attended to in one product with a mask over all of it; beyond,
+its prefix and each of its tails apart, which skips what tails would not see of each other. The rule
+looks at the shape alone; `bench/attention.py` measures where the two meet."""
+
+
 class PackedAttention:
     """Attention over a packed row: block by block, each tail sees its prefix and itself."""
 
     def __init__(self, blocks: tuple[Block, ...]) -> None:
         self.blocks = blocks
-        self._masks: dict[tuple, Tensor | None] = {}
+        self._longest = max(length for block in blocks for length in (block.prefix, *block.tails))
+        self._masks: dict[tuple, Tensor] = {}
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, rules: LayerRules) -> Tensor:
-        outputs = []
-        for i, block in enumerate(self.blocks):
+        outputs: list[Tensor] = []
+        for block in self.blocks:
             part = slice(block.start, block.start + block.length)
-            mask = self._mask(i, rules.window, q)
-            outputs.append(
-                masked_attention(q[:, :, part], k[:, :, part], v[:, :, part], mask, rules)
-            )
+            attend = self._dense if block.length <= DENSE_TOKENS else self._apart
+            outputs += attend(block, q[:, :, part], k[:, :, part], v[:, :, part], rules)
         return torch.cat(outputs, dim=2)
 
-    def _mask(self, i: int, window: int | None, like: Tensor) -> Tensor | None:
-        """The block's additive mask, made once for all layers of the same window."""
-        window = None if window is None or window >= self.blocks[i].length else window
-        key = (i, window, like.dtype)
+    def _dense(
+        self, block: Block, q: Tensor, k: Tensor, v: Tensor, rules: LayerRules
+    ) -> list[Tensor]:
+        """The whole block in one product."""
+        window = _binding(rules.window, block.length)
+        if window is None and len(block.tails) == 1:
+            return [masked_attention(q, k, v, None, rules)]
+        mask = self._mask(block, window, q)
+        return [masked_attention(q, k, v, mask, rules)]
+
+    def _apart(
+        self, block: Block, q: Tensor, k: Tensor, v: Tensor, rules: LayerRules
+    ) -> list[Tensor]:
+        """The prefix alone, then each tail over the prefix and itself."""
+        p = block.prefix
+        outputs = [self._newest(0, q[:, :, :p], k[:, :, :p], v[:, :, :p], rules)] if p else []
+        start = p
+        for tail in block.tails:
+            own = slice(start, start + tail)
+            keys = torch.cat([k[:, :, :p], k[:, :, own]], dim=2)
+            values = torch.cat([v[:, :, :p], v[:, :, own]], dim=2)
+            outputs.append(self._newest(p, q[:, :, own], keys, values, rules))
+            start += tail
+        return outputs
+
+    def _newest(self, prefix: int, q: Tensor, k: Tensor, v: Tensor, rules: LayerRules) -> Tensor:
+        """The places of one sequence from `prefix` on, over all of it."""
+        window = _binding(rules.window, k.shape[2])
+        if window is None and prefix == 0:
+            return masked_attention(q, k, v, None, rules)
+        # One mask serves all tails of a prefix: that of a shorter one is its corner.
+        mask = self._mask(Block(0, prefix, (self._longest,)), window, q)[prefix:]
+        return masked_attention(q, k, v, mask[: q.shape[2], : k.shape[2]], rules)
+
+    def _mask(self, block: Block, window: int | None, like: Tensor) -> Tensor:
+        """A block's additive mask, made once for all layers of the same window."""
+        key = (block.prefix, block.tails, window, like.dtype)
         if key not in self._masks:
-            self._masks[key] = block_mask(self.blocks[i], window, like.dtype, like.device)
+            self._masks[key] = block_mask(block, window, like.dtype, like.device)
         return self._masks[key]
+
+
+def _binding(window: int | None, length: int) -> int | None:
+    """The window where a sequence of that length meets it, else None."""
+    return window if window is not None and window < length else None
 
 
 def block_mask(
     block: Block, window: int | None, dtype: torch.dtype, device: torch.device
-) -> Tensor | None:
-    """[n, n] additive: 0 where a token may look, -inf elsewhere; None where it is just causal."""
-    if window is None and (len(block.tails) == 1 or block.prefix == block.length):
-        return None
+) -> Tensor:
+    """[n, n] additive: 0 where a token of the block may look, -inf elsewhere."""
     segments = [torch.zeros(block.prefix, dtype=torch.long)]
     positions = [torch.arange(block.prefix)]
     for number, tail in enumerate(block.tails, start=1):

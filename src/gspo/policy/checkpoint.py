@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file, safe_open, save_file
 from torch import Tensor
 
-from gspo.errors import DataError
 from gspo.policy.load import Policy, without_progress_bar
 from gspo.policy.optimizer import PolicyOptimizer
 from gspo.types import Group, Sample
@@ -44,7 +43,7 @@ def save_checkpoint(
     save_file(_optimizer_tensors(optimizer), unfinished / "optimizer.safetensors")
     tensors, metadata = _pack_groups(groups)
     save_file(tensors, unfinished / "rollout_batch.safetensors", metadata)
-    (unfinished / "progress.json").write_text(json.dumps(progress, indent=1))
+    (unfinished / "progress.json").write_text(json.dumps(progress, indent=1), encoding="utf-8")
     for path in unfinished.iterdir():
         _sync(path)
     shutil.rmtree(folder, ignore_errors=True)
@@ -72,7 +71,7 @@ def load_checkpoint(
     folder: Path, policy: Policy, optimizer: PolicyOptimizer
 ) -> tuple[dict, list[Group]]:
     """Puts weights and optimizer back in place; returns the progress and the batch in hand."""
-    progress = json.loads((folder / "progress.json").read_text())
+    progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
     _load_weights(folder, policy)
     moments = load_file(folder / "optimizer.safetensors")
     state = {
@@ -86,16 +85,11 @@ def load_checkpoint(
 
 
 def _load_weights(folder: Path, policy: Policy) -> None:
-    shards = sorted(folder.glob("model*.safetensors"))
-    weights = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
-    missing, unexpected = policy.model.load_state_dict(weights, strict=False)
-    # Tied weights are stored once, so that only names that share no stored tensor are missed.
-    tied = set(policy.model.all_tied_weights_keys)
-    if unexpected or set(missing) - tied:
-        raise DataError(
-            f"{folder} does not fit this model: it lacks {sorted(set(missing) - tied)[:3]} and has "
-            f"{unexpected[:3]} besides"
-        )
+    """Through transformers, which stores some models (experts, for one) under other names than it
+    runs them with."""
+    with without_progress_bar():
+        saved = type(policy.model).from_pretrained(folder, dtype="auto")
+    policy.model.load_state_dict(saved.state_dict())
 
 
 def _optimizer_tensors(optimizer: PolicyOptimizer) -> dict[str, Tensor]:

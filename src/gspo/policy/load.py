@@ -4,7 +4,7 @@ The model stays the caller's object: its weights are trained in place and the sa
 the same tensors.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import MethodType
@@ -41,25 +41,23 @@ class LMHead:
 class Policy:
     """A causal language model on its device, in its dtype, without dropout.
 
-    `packed` says whether the model runs on packed rows through our attention and chunked head;
-    `gspo.policy.probe` decides that at load. Otherwise it runs padded, with its own attention,
-    cache and head.
+    `gspo.policy.probe.choose_attention` decides at load whether the model is `packed`: whether it
+    runs on packed rows through our attention and chunked head. Otherwise it runs padded, with its
+    own attention, cache and head. It also switches dropout off. `release` undoes what a run needs.
     """
 
     def __init__(
         self, model: PreTrainedModel, *, device: str = "auto", dtype: str = "auto"
     ) -> None:
-        if model.get_output_embeddings() is None:
-            raise DataError(
-                f"{type(model).__name__} has no language-model head, so it gives no probabilities: "
-                "load it with AutoModelForCausalLM.from_pretrained(...) instead of AutoModel"
-            )
+        check_language_model(model)
         self.model = model
         self.device = resolve_device(device) or model.device
         self.autocast = _place(model, self.device, dtype)
         self.packed = False
+        self.learns_in_train_mode = True
         self._own_attention = model.config._attn_implementation
-        _switch_off_dropout(model)
+        self._own_mode = model.training
+        self._checkpoints_activations = False
         self._linears = [module for module in model.modules() if type(module) is nn.Linear]
         for module in self._linears:
             module.forward = MethodType(_linear_forward, module)
@@ -76,6 +74,33 @@ class Policy:
     def context_tokens(self) -> int | None:
         """Longest sequence the model was made for, where its config says so."""
         return context_tokens(self.model.config)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens that the model can read."""
+        return self.model.get_input_embeddings().weight.shape[0]
+
+    @property
+    def rows_alone(self) -> bool:
+        """Whether positions are encoded by the longest sequence of a forward pass, so that only a
+        sequence on its own is computed independently of the others."""
+        rope = getattr(self.model.config.get_text_config(), "rope_parameters", None) or {}
+        kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+        return any(kind.get("rope_type") in ("longrope", "dynamic") for kind in kinds)
+
+    def start_learning(self) -> None:
+        """Train mode, which activation checkpointing needs, where it computes the same."""
+        self.model.train(self.learns_in_train_mode)
+
+    def checkpoint_activations(self) -> None:
+        """Activations are recomputed in the backward pass."""
+        if not self.learns_in_train_mode:
+            raise SettingError(
+                "activation_checkpointing needs the model's training mode, which for this model "
+                "adds noise that cannot be switched off"
+            )
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._checkpoints_activations = True
 
     def precision(self) -> AbstractContextManager:
         """bfloat16 compute where that was chosen; weights stay as they are."""
@@ -102,11 +127,33 @@ class Policy:
         self.packed = True
 
     def release(self) -> None:
-        """Gives the model its own attention and linear layers back."""
+        """Gives the model its own attention, linear layers and mode back, without gradients."""
+        self.use_own_attention()
+        self.model.train(self._own_mode)
+        self.model.zero_grad(set_to_none=True)
+        if self._checkpoints_activations:
+            self.model.gradient_checkpointing_disable()
         for module in self._linears:
             module.__dict__.pop("forward", None)
+
+    def use_own_attention(self) -> None:
+        self.packed = False
         if self.model.config._attn_implementation != self._own_attention:
             self.model.set_attn_implementation(self._own_attention)
+
+
+def check_language_model(model: object) -> None:
+    """Refuses, with a DataError, what is no loaded model or has no language-model head."""
+    if not hasattr(model, "get_output_embeddings"):
+        raise DataError(
+            f"model must be a loaded one, AutoModelForCausalLM.from_pretrained(...), got a "
+            f"{type(model).__name__}"
+        )
+    if model.get_output_embeddings() is None:
+        raise DataError(
+            f"{type(model).__name__} has no language-model head, so it gives no probabilities: "
+            "load it with AutoModelForCausalLM.from_pretrained(...) instead of AutoModel"
+        )
 
 
 def load_model(path: str, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -172,11 +219,23 @@ def _place(model: PreTrainedModel, device: torch.device, dtype: str) -> bool:
     return dtype == "bfloat16"
 
 
-def _switch_off_dropout(model: nn.Module) -> None:
-    """Dropout is noise in the ratio. By value, because activation checkpointing needs `train()`."""
+def switch_off_noise(model: nn.Module) -> Callable[[], None]:
+    """Sets every dropout and jitter of the model to 0, and returns a function that undoes it.
+
+    By value and not by `eval()`, because activation checkpointing needs train mode: noise in the
+    policy would be noise in the ratio.
+    """
+    changed = []
     for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-        for name in ("dropout", "attention_dropout", "jitter_noise", "router_jitter_noise"):
-            if isinstance(getattr(module, name, None), float):
+        is_dropout = isinstance(module, nn.modules.dropout._DropoutNd)
+        for name, value in list(vars(module).items()):
+            noisy = "drop" in name or "jitter" in name or (is_dropout and name == "p")
+            if noisy and isinstance(value, float) and value > 0:
+                changed.append((module, name, value))
                 setattr(module, name, 0.0)
+
+    def undo() -> None:
+        for module, name, value in changed:
+            setattr(module, name, value)
+
+    return undo

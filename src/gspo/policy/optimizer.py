@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from gspo.config import GSPOConfig
+from gspo.errors import SettingError
 
 
 class PolicyOptimizer:
@@ -22,6 +23,8 @@ class PolicyOptimizer:
         self.parameters = {
             name: p for name, p in model.named_parameters(remove_duplicate=True) if p.requires_grad
         }
+        if not self.parameters:
+            raise SettingError("every weight of the model is frozen: there is nothing to train")
         self.config = config
         self.total_steps = total_steps
         self.steps = 0

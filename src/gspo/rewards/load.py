@@ -45,7 +45,11 @@ def _from_file(path: Path) -> ModuleType:
         raise SettingError(f"reward: there is no file '{path}'")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    # Whatever a user's file raises while it is read, it cannot give a reward.
+    except Exception as error:
+        raise SettingError(f"reward: {path} fails with {type(error).__name__}: {error}") from error
     return module
 
 

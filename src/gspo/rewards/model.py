@@ -125,7 +125,11 @@ class HFRewardModel(BaseRewardModel):
 
 
 def _load(path: str | os.PathLike) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"cannot load a reward model from '{path}': {reason}") from error
     _check_labels(config)
     model, loading = AutoModelForSequenceClassification.from_pretrained(
         path,

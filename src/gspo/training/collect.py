@@ -1,6 +1,5 @@
 """Prompts in, scored groups out."""
 
-import math
 import time
 from dataclasses import dataclass
 
@@ -30,7 +29,6 @@ def collect(
 ) -> Collected:
     """Samples `group_size` responses of each prompt, scores them in one call, and gives each its
     advantage in its group (eq. 6)."""
-    reward.check({name for prompt in prompts for name in prompt.fields} | ALWAYS_NAMED)
     start = time.perf_counter()
     rollouts = engine.generate(prompts, Sampling.of(config))
     sampled = time.perf_counter()
@@ -89,6 +87,6 @@ def _sample(prompt: Prompt, rollout: Rollout, reward: float, advantage: float) -
         tokens=tokens,
         response_mask=torch.arange(len(tokens)) >= len(prompt.tokens),
         reward=reward,
-        advantage=0.0 if math.isnan(reward) else advantage,
+        advantage=advantage,
         behavior_logprobs=rollout.behavior_logprobs,
     )

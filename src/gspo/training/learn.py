@@ -15,8 +15,7 @@ from gspo.config import GSPOConfig
 from gspo.core import PackedLayout, gspo_loss, gspo_token_loss, kl_penalty
 from gspo.core.kl import ESTIMATORS
 from gspo.core.losses import LossOutput
-from gspo.data.packing import micro_batches
-from gspo.policy.forward import policy_logprobs
+from gspo.policy.forward import policy_logprobs, split_for
 from gspo.policy.load import Policy
 from gspo.policy.optimizer import PolicyOptimizer
 from gspo.training import old_policy
@@ -39,7 +38,7 @@ def learn(
         reference: for the KL penalty; needed when `config.kl_coef` > 0.
         minibatches_done: skip these; the run was interrupted after them.
     """
-    policy.model.train()
+    policy.start_learning()
     minibatches = split(groups, config.prompts_per_step)
     if config.old_logprobs == "behavior":
         old_policy.use_behavior([sample for group in groups for sample in group.samples])
@@ -89,7 +88,7 @@ def accumulate_gradients(
     stats = StepStats(groups, at_equal_weights)
     live = [[s for s in group.samples if s.votes] for group in live_groups(groups, config)]
     live = [samples for samples in live if samples]
-    for batch in micro_batches(live, config.micro_batch_tokens, config.share_prompts):
+    for batch in split_for(policy, live, config.micro_batch_tokens, config.share_prompts):
         loss = _micro_batch_loss(policy, batch, config, reference, stats)
         if loss is not None:
             loss.backward()

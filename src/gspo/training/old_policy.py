@@ -8,8 +8,7 @@ computed anew before the weights move where they are not.
 import torch
 
 from gspo.config import GSPOConfig
-from gspo.data.packing import micro_batches
-from gspo.policy.forward import policy_logprobs
+from gspo.policy.forward import policy_logprobs, split_for
 from gspo.policy.load import Policy
 from gspo.types import Group, Sample
 
@@ -28,7 +27,7 @@ def use_behavior(samples: list[Sample]) -> None:
 @torch.no_grad()
 def recompute(policy: Policy, groups: list[list[Sample]], config: GSPOConfig) -> None:
     """Sets `old_logprobs` by the policy as it stands."""
-    for batch in micro_batches(groups, config.micro_batch_tokens, config.share_prompts):
+    for batch in split_for(policy, groups, config.micro_batch_tokens, config.share_prompts):
         scores = policy_logprobs(
             policy, batch, temperature=config.temperature, share_prompts=config.share_prompts
         )
@@ -38,7 +37,9 @@ def recompute(policy: Policy, groups: list[list[Sample]], config: GSPOConfig) ->
             sample.old_logprobs = logprobs
 
 
-def settle(policy: Policy, rest: list[Group], config: GSPOConfig, noise: float | None) -> str:
+def settle(
+    policy: Policy, rest: list[Group], config: GSPOConfig, noise: float | None
+) -> str | None:
     """Gives every later minibatch its old log-probabilities, before the first step.
 
     Args:
@@ -47,12 +48,16 @@ def settle(policy: Policy, rest: list[Group], config: GSPOConfig, noise: float |
             the first minibatch; None where there was nothing to measure.
 
     Returns:
-        `behavior` or `recompute`: where they are from; `given` where all came with the batch.
+        `behavior` or `recompute`: where they are from; `given` where all came with the batch; None
+        where nothing is left to learn.
     """
+    if not rest:
+        return None
     lacking = [[s for s in group.samples if s.votes and s.old_logprobs is None] for group in rest]
     lacking = [samples for samples in lacking if samples]
-    if rest and not lacking:
-        return "given"
+    if not lacking:
+        sampled = rest[0].samples[0].behavior_logprobs is not None
+        return "behavior" if sampled else "given"
     known = all(s.behavior_logprobs is not None for samples in lacking for s in samples)
     limit = NOISE_SHARE * min(config.clip_range_left, config.clip_range_right)
     quiet = noise is not None and noise <= limit

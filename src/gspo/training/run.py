@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gspo.config import GSPOConfig
@@ -21,12 +21,19 @@ from gspo.report.display import Display
 from gspo.report.plots import plot_reward
 from gspo.report.tensorboard import TensorBoard
 from gspo.rewards.base import RewardSum
-from gspo.training.collect import Collected, collect
+from gspo.training.collect import ALWAYS_NAMED, Collected, collect
 from gspo.training.health import health
 from gspo.training.learn import learn
 from gspo.training.metrics import StepStats, peak_memory_gib, rollout_metrics
 from gspo.training.run_folder import RunFolder, read_metrics
-from gspo.training.stream import Progress, Unit, count_steps, rollout_batches
+from gspo.training.stream import (
+    Progress,
+    Unit,
+    check_prompts,
+    count_steps,
+    rollout_batches,
+    warn_if_shuffled,
+)
 from gspo.types import Group, Prompt
 
 
@@ -65,54 +72,40 @@ class Run:
                 f"lr_schedule = {self.config.lr_schedule} needs to know where the run ends, and "
                 "this train_dataloader does not say how long it is: set max_steps"
             )
-        self.folder: RunFolder | None = None
-        self.tensorboard: TensorBoard | None = None
-        if resume:
-            self._open(RunFolder.reopen(config))
-        self.policy = self._prepare(model)
-        self.reference = self._prepare_reference(ref_model)
-        self.optimizer = PolicyOptimizer(self.policy.model, self.config, self.total_steps)
+        self._warmup_leaves_something()
+        self.models = (model, ref_model)
+        self.reference: Policy | None = None
         self._engine: Engine | None = None
         self.progress = Progress()
         self.groups: list[Group] = []  # the rollout batch in hand
         self.batch_metrics: dict = {}
         self.last_metrics: dict = {}
-        if resume:
-            self._restore()
+        self.folder: RunFolder | None = RunFolder.reopen(config) if resume else None
+        self.tensorboard: TensorBoard | None = None
 
-    def _prepare(self, model) -> Policy:
-        policy = Policy(model, device=self.config.device, dtype=self.config.dtype)
-        choose_attention(policy)
-        if self.config.activation_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        return policy
-
-    def _prepare_reference(self, ref_model) -> Policy | None:
-        if self.config.kl_coef == 0:
-            return None
-        reference = Policy(ref_model, device=self.config.device, dtype=self.config.dtype)
-        choose_attention(reference)
-        reference.model.eval()
-        return reference
-
-    def _restore(self) -> None:
-        newest = checkpoint.checkpoint_folders(self.folder.checkpoints)[-1]
-        state, self.groups = checkpoint.load_checkpoint(newest, self.policy, self.optimizer)
-        self.progress = Progress(**state["progress"])
-        self.batch_metrics = state["batch_metrics"]
-        self.folder.cut_metrics_after(self.progress.step)
-        logger.info("resumed from %s", newest)
-
-    def _open(self, folder: RunFolder) -> None:
-        self.folder = folder
-        if self.config.tensorboard:
-            try:
-                self.tensorboard = TensorBoard(self.folder.path / "tensorboard")
-            except ImportError:
-                logger.info("no TensorBoard events: tensorboard is not installed")
+    def _warmup_leaves_something(self) -> None:
+        if self.total_steps and self.config.warmup_steps >= self.total_steps:
+            raise SettingError(
+                f"warmup_steps = {self.config.warmup_steps}, but the run has only "
+                f"{self.total_steps} optimizer steps"
+            )
 
     def run(self) -> TrainResult:
+        model, ref_model = self.models
+        self.policy = Policy(model, device=self.config.device, dtype=self.config.dtype)
         try:
+            choose_attention(self.policy)
+            if self.config.activation_checkpointing:
+                self.policy.checkpoint_activations()
+            if self.config.kl_coef > 0:
+                self.reference = Policy(
+                    ref_model, device=self.config.device, dtype=self.config.dtype
+                )
+                choose_attention(self.reference)
+                self.reference.model.eval()
+            self.optimizer = PolicyOptimizer(self.policy.model, self.config, self.total_steps)
+            if self.folder:
+                self._restore()
             with Display(
                 self.config.logging_steps, self.total_steps, self.progress.step
             ) as self.display:
@@ -125,12 +118,34 @@ class Run:
                 self.reference.release()
         return self._finish()
 
+    def _restore(self) -> None:
+        newest = checkpoint.checkpoint_folders(self.folder.checkpoints)[-1]
+        state, self.groups = checkpoint.load_checkpoint(newest, self.policy, self.optimizer)
+        self.progress = Progress(**state["progress"])
+        self.batch_metrics = state["batch_metrics"]
+        self.folder.cut_metrics_after(self.progress.step)
+        self._open_tensorboard()
+        warn_if_shuffled(self.dataloader)
+        logger.info("resumed from %s", newest)
+
+    def _open_tensorboard(self) -> None:
+        if not self.config.tensorboard:
+            return
+        try:
+            self.tensorboard = TensorBoard(self.folder.path / "tensorboard", self.progress.step + 1)
+        except ImportError:
+            logger.info("no TensorBoard events: tensorboard is not installed")
+
     def _loop(self) -> None:
         reader = PromptReader(
-            self.tokenizer, self.policy.context_tokens, self.config.max_response_tokens
+            self.tokenizer,
+            self.policy.context_tokens,
+            self.config.max_response_tokens,
+            self.policy.vocabulary,
         )
+        check_prompts(self.dataloader, reader)
         batches = rollout_batches(self.dataloader, reader, self.config, self.progress)
-        if self.groups:  # the rollout batch of a run that goes on
+        if self.groups and not self._enough():  # the rollout batch of a run that goes on
             self._learn()
         while not self._enough() and (units := next(batches, None)):
             self._begin(units)
@@ -144,8 +159,11 @@ class Run:
         sampled = isinstance(units[0], Prompt)
         engine = self.engine if sampled else None
         # Only now: input that cannot be used must not have cost an older run its folder.
+        if sampled:
+            self.reward.check({name for prompt in units for name in prompt.fields} | ALWAYS_NAMED)
         if self.folder is None:
-            self._open(RunFolder.create(self.config))
+            self.folder = RunFolder.create(self.config)
+            self._open_tensorboard()
         sync_seconds = 0.0
         if sampled:
             start = time.perf_counter()
@@ -245,7 +263,7 @@ class Run:
     def _save(self) -> None:
         state = {
             "step": self.progress.step,
-            "progress": self.progress.asdict(),
+            "progress": asdict(self.progress),
             "batch_metrics": self.batch_metrics,
         }
         checkpoint.save_checkpoint(

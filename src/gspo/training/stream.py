@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
+
+from torch.utils.data import RandomSampler
 
 from gspo.config import GSPOConfig
 from gspo.data.padded import read_ready_batch
 from gspo.data.prompts import PromptReader, ShuffledPrompts, read_items
 from gspo.errors import DataError
+from gspo.log import logger
 from gspo.types import Group, Prompt
 
 Unit = Prompt | Group
@@ -28,8 +31,6 @@ class Progress:
     """Prompts of this epoch read, those of the rollout batch in hand included."""
     minibatches_done: int = 0
     """Of the rollout batch in hand."""
-
-    asdict = asdict
 
 
 def rollout_batches(
@@ -53,6 +54,26 @@ def rollout_batches(
         progress.position = 0
 
 
+def check_prompts(dataloader: Iterable, reader: PromptReader) -> None:
+    """Reads every prompt of a list once, so that a bad one is found before anything is sampled."""
+    if isinstance(dataloader, ShuffledPrompts):
+        dataloader = dataloader.prompts
+    if not isinstance(dataloader, list | tuple):
+        return
+    for position, item in enumerate(read_items(dataloader)):
+        if not (isinstance(item, Mapping) and "input_ids" in item):
+            reader.read(item, epoch=1, position=position)
+
+
+def warn_if_shuffled(dataloader: Iterable) -> None:
+    """A resumed run skips the prompts that it has had: of another order, they would be others."""
+    if isinstance(getattr(dataloader, "sampler", None), RandomSampler):
+        logger.warning(
+            "this DataLoader shuffles: unless its generator gives the order that the resumed run "
+            "had, some prompts come twice and others never"
+        )
+
+
 def _units(
     dataloader: Iterable, reader: PromptReader, config: GSPOConfig, epoch: int
 ) -> Iterator[Unit]:
@@ -62,9 +83,9 @@ def _units(
     first: type | None = None
     for item in read_items(dataloader):
         if isinstance(item, Mapping) and "input_ids" in item:
-            units: list[Unit] = list(read_ready_batch(item, config))
-        elif reader.tokenizer is None:
-            raise DataError("prompts came, but the trainer has no tokenizer")
+            units: list[Unit] = list(
+                read_ready_batch(item, config, reader.vocabulary, reader.context_tokens)
+            )
         else:
             units = [reader.read(item, epoch, position)]
         for unit in units:

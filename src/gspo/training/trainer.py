@@ -6,6 +6,7 @@ from gspo.config import GSPOConfig
 from gspo.data.prompts import check_readable_again
 from gspo.errors import SettingError
 from gspo.log import logger
+from gspo.policy.load import check_language_model
 from gspo.rewards.base import as_reward
 from gspo.training.run import Run, TrainResult
 
@@ -29,7 +30,15 @@ class GSPOTrainer:
     def __init__(
         self, model, ref_model=None, reward_model=None, tokenizer=None, config=None
     ) -> None:
-        self.config = config or GSPOConfig()
+        self.config = GSPOConfig() if config is None else config
+        if not isinstance(self.config, GSPOConfig):
+            kind = type(config).__name__
+            raise SettingError(f"config must be a GSPOConfig, got {kind}: GSPOConfig(**settings)")
+        if isinstance(tokenizer, str):
+            raise SettingError(
+                "tokenizer must be a loaded one: AutoTokenizer.from_pretrained(...), got a name"
+            )
+        check_language_model(model)
         self.model = model
         self.ref_model = ref_model
         self.tokenizer = tokenizer
@@ -48,11 +57,15 @@ class GSPOTrainer:
             return
         if self.ref_model is None:
             raise SettingError("kl_coef > 0 needs a ref_model to stay near to")
+        check_language_model(self.ref_model)
         ours = next(self.model.parameters()).data_ptr()
         if next(self.ref_model.parameters()).data_ptr() == ours:
             raise SettingError(
                 "ref_model is the model itself, so the KL would always be 0: load it a second time"
             )
+        sizes = [len(m.get_input_embeddings().weight) for m in (self.model, self.ref_model)]
+        if sizes[0] != sizes[1]:
+            raise SettingError(f"model and ref_model have other vocabularies: {sizes} tokens")
 
     def train(self, train_dataloader: Iterable, resume: bool = False) -> TrainResult:
         """Runs all epochs (or `max_steps`) and writes the run's folder.
