@@ -72,7 +72,7 @@ class Run:
                 f"lr_schedule = {self.config.lr_schedule} needs to know where the run ends, and "
                 "this train_dataloader does not say how long it is: set max_steps"
             )
-        self._warmup_leaves_something()
+        self._check_warmup()
         self.models = (model, ref_model)
         self.reference: Policy | None = None
         self._engine: Engine | None = None
@@ -83,7 +83,7 @@ class Run:
         self.folder: RunFolder | None = RunFolder.reopen(config) if resume else None
         self.tensorboard: TensorBoard | None = None
 
-    def _warmup_leaves_something(self) -> None:
+    def _check_warmup(self) -> None:
         if self.total_steps and self.config.warmup_steps >= self.total_steps:
             raise SettingError(
                 f"warmup_steps = {self.config.warmup_steps}, but the run has only "
