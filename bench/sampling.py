@@ -112,7 +112,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     policy = Policy(load_model(options.model))
     choose_attention(policy)
-    reader = PromptReader(tokenizer, policy.context_tokens, TOKENS)
+    reader = PromptReader(tokenizer, policy.context_tokens)
     items = load_prompts(options.prompts, limit=PROMPTS)
     prompts = [reader.read(item, epoch=1, position=i) for i, item in enumerate(items)]
     # `generate` runs a model of its own, with the attention that it came with.

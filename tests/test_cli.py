@@ -82,7 +82,6 @@ def test_a_reward_from_a_file_and_weights(recipe, capsys):
         (["--prompts", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--prompt_field", "question"], "question"),
         (["--model", "./nowhere"], "./nowhere"),
-        (["--max_response_tokens", "1000"], "more than the context"),
         (["--device", "cuda:7"], "device 'cuda:7'"),
         (["--resume"], "no run to resume"),
     ],

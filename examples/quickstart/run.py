@@ -26,7 +26,7 @@ def answers(model: Path | str) -> tuple[list[str], float]:
     policy = Policy(load_model(str(model)))
     choose_attention(policy)
     sums = load_prompts(HELD_OUT)
-    reader = PromptReader(tokenizer, policy.context_tokens, 48)
+    reader = PromptReader(tokenizer, policy.context_tokens)
     prompts = [reader.read(item, epoch=1, position=i) for i, item in enumerate(sums)]
     groups = InProcessEngine(policy, tokenizer).generate(
         prompts, Sampling(max_response_tokens=48, temperature=0)

@@ -85,7 +85,7 @@ class GSPOConfig(BaseModel):
 
     # Sampling
     max_response_tokens: int = Field(512, ge=1)
-    """Longest response, in tokens."""
+    """Longest response, in tokens; one also ends where the model's context does."""
     temperature: float = Field(1.0, gt=0)
     """Of sampling; the policy is scored at the same temperature."""
     top_p: float = Field(1.0, gt=0, le=1)

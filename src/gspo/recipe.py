@@ -73,7 +73,7 @@ def make_trainer(
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"cannot load the tokenizer of '{recipe.model}': {reason}") from error
-    reader = PromptReader(tokenizer, context, recipe.max_response_tokens)
+    reader = PromptReader(tokenizer, context)
     for position, item in enumerate(prompts):
         reader.read(item, epoch=1, position=position)
     reference = None

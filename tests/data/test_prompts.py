@@ -34,8 +34,8 @@ def tiny_tokenizer(chat_template=TEMPLATE, appends_eos=False):
     )
 
 
-def reader(context_tokens=None, max_response_tokens=4, **tokenizer_settings):
-    return PromptReader(tiny_tokenizer(**tokenizer_settings), context_tokens, max_response_tokens)
+def reader(context_tokens=None, **tokenizer_settings):
+    return PromptReader(tiny_tokenizer(**tokenizer_settings), context_tokens)
 
 
 def items(dataloader):
@@ -224,11 +224,11 @@ def test_a_prompt_without_tokens_is_refused():
             reader(**settings).read(" ", epoch=2, position=3)
 
 
-def test_the_context_holds_prompt_and_response():
-    assert len(reader(context_tokens=6).read("a b", 1, 0).tokens) == 2
-    message = "prompt 1 .*has 3 tokens.*max_response_tokens=4 .*context of 6 .*shorter prompts"
+def test_the_context_holds_the_prompt_and_a_token_of_response():
+    assert len(reader(context_tokens=3).read("a b", 1, 0).tokens) == 2
+    message = "prompt 1 .*has 3 tokens.*context of 3: use shorter prompts"
     with pytest.raises(DataError, match=message):
-        reader(context_tokens=6).read("a b a", 1, 1)
+        reader(context_tokens=3).read("a b a", 1, 1)
 
 
 def test_a_chat_needs_a_template():

@@ -201,3 +201,15 @@ def test_places_that_nothing_was_written_to_are_not_used(tokenizer, monkeypatch)
 
     monkeypatch.setattr(torch, "empty", garbage)
     assert tokens_of(engine.generate(prompts(), sampling)) == want
+
+
+@pytest.mark.parametrize("engine_type", [InProcessEngine, PlainEngine])
+def test_a_response_ends_where_the_context_does(engine_type, tokenizer):
+    policy = packed_policy() if engine_type is InProcessEngine else plain_policy()
+    policy.model.generation_config.eos_token_id = None
+    policy.model.config.eos_token_id = None
+    tokenizer_without_end = type("", (), {"eos_token_id": None, "decode": tokenizer.decode})()
+    engine = engine_type(policy, tokenizer_without_end)
+    groups = engine.generate(prompts((120, 5, 127)), Sampling(2, 100))  # a context of 128
+    assert [[len(r.tokens) for r in group] for group in groups] == [[8, 8], [100, 100], [1, 1]]
+    assert {r.finish_reason for group in groups for r in group} == {"length"}

@@ -85,7 +85,6 @@ class PromptReader:
     tokenizer: Any
     context_tokens: int | None
     """The most tokens that the model takes, prompt and response together; None is no limit."""
-    max_response_tokens: int
     vocabulary: int | None = None
     """How many tokens the model has, where prompts and ready batches are to be checked against."""
 
@@ -134,12 +133,10 @@ class PromptReader:
     def _check_length(self, length: int, where: str) -> None:
         if length == 0:
             raise DataError(f"{where} has no tokens: leave it out, or give it a text")
-        total = length + self.max_response_tokens
-        if self.context_tokens is not None and total > self.context_tokens:
+        if self.context_tokens is not None and length >= self.context_tokens:
             raise DataError(
-                f"{where} has {length} tokens, which with max_response_tokens="
-                f"{self.max_response_tokens} is more than the context of {self.context_tokens} "
-                "tokens: use shorter prompts or a smaller max_response_tokens"
+                f"{where} has {length} tokens and leaves no room for a response in the model's "
+                f"context of {self.context_tokens}: use shorter prompts"
             )
 
 

@@ -88,10 +88,15 @@ class _Batch:
         self.sampling = sampling
         device = engine.policy.device
         rows, slots = engine.plan(prompts, sampling)
+        self.room = [
+            engine.policy.room_after(len(prompt.tokens), sampling.max_response_tokens)
+            for prompt in prompts
+        ]
+        places = max(self.room)
         self.cache = KVCache(
             engine._shapes,
             rows=rows,
-            response_tokens=sampling.max_response_tokens,
+            response_tokens=places,
             slots=slots,
             prompt_tokens=max(len(prompt.tokens) for prompt in prompts),
             device=device,
@@ -108,7 +113,8 @@ class _Batch:
         self.capacity = rows
         self.slot = torch.zeros(rows, dtype=torch.long, device=device)
         self.length = torch.zeros(rows, dtype=torch.long)
-        self.tokens = torch.zeros(rows, sampling.max_response_tokens, dtype=torch.long)
+        self.limit = torch.zeros(rows, dtype=torch.long)
+        self.tokens = torch.zeros(rows, places, dtype=torch.long)
         self.logprobs: Tensor | None = None  # as `tokens`, in the dtype of the logits
         self.keys = np.zeros(rows, dtype=np.uint64)
         self.owner: list[tuple[int, int]] = [(0, 0)] * rows
@@ -130,7 +136,7 @@ class _Batch:
         while self.waiting and self.live < self.capacity:
             prompt, response, slot = self.waiting.popleft()
             row = self.live
-            self.slot[row], self.length[row] = slot, 0
+            self.slot[row], self.length[row], self.limit[row] = slot, 0, self.room[prompt]
             self.owner[row] = (prompt, response)
             source = self.prompts[prompt]
             self.keys[row] = stream_key(self.sampling.seed, source.epoch, source.position, response)
@@ -196,7 +202,7 @@ class _Batch:
         self.tokens[places], self.logprobs[places] = tokens, logprobs
         self.length[part] += 1
         stopped = torch.isin(tokens, self.engine.eos)
-        full = self.length[part] == s.max_response_tokens
+        full = self.length[part] == self.limit[part]
         for i in reversed(rows):  # from the end: retiring moves the last row into the gap
             at = i - rows.start
             if stopped[at] or (s.stop and self._stop_string(i)):
@@ -229,6 +235,14 @@ class _Batch:
         last = self.live
         if row != last:
             self.cache.move_row(last, row, int(self.length[last]))
-            for state in (self.slot, self.length, self.tokens, self.logprobs, self.keys):
+            state_of_rows = (
+                self.slot,
+                self.length,
+                self.limit,
+                self.tokens,
+                self.logprobs,
+                self.keys,
+            )
+            for state in state_of_rows:
                 state[row] = state[last]
             self.owner[row] = self.owner[last]

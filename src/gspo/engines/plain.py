@@ -48,7 +48,9 @@ class PlainEngine:
             attention_mask=torch.ones_like(input_ids),
             generation_config=GenerationConfig(
                 do_sample=False,
-                max_new_tokens=sampling.max_response_tokens,
+                max_new_tokens=self.policy.room_after(
+                    len(prompt.tokens), sampling.max_response_tokens
+                ),
                 eos_token_id=list(self.eos) or None,
                 pad_token_id=self.eos[0] if self.eos else 0,
                 use_cache=True,

@@ -75,6 +75,11 @@ class Policy:
         """Longest sequence the model was made for, where its config says so."""
         return context_tokens(self.model.config)
 
+    def room_after(self, prompt_tokens: int, wanted: int) -> int:
+        """Response tokens, at most `wanted`, that fit into the context after a prompt."""
+        context = self.context_tokens
+        return wanted if context is None else min(wanted, context - prompt_tokens)
+
     @property
     def vocabulary(self) -> int:
         """Number of tokens that the model can read."""

@@ -137,12 +137,7 @@ class Run:
             logger.info("no TensorBoard events: tensorboard is not installed")
 
     def _loop(self) -> None:
-        reader = PromptReader(
-            self.tokenizer,
-            self.policy.context_tokens,
-            self.config.max_response_tokens,
-            self.policy.vocabulary,
-        )
+        reader = PromptReader(self.tokenizer, self.policy.context_tokens, self.policy.vocabulary)
         check_prompts(self.dataloader, reader)
         batches = rollout_batches(self.dataloader, reader, self.config, self.progress)
         if self.groups and not self._enough():  # the rollout batch of a run that goes on
@@ -199,6 +194,13 @@ class Run:
         if self.config.group_size == 1:
             raise SettingError(
                 "group_size = 1: a response is compared with its group, so there must be at least 2"
+            )
+        room = self.policy.room_after(0, self.config.max_response_tokens)
+        if room < self.config.max_response_tokens:
+            logger.warning(
+                "max_response_tokens = %d, but the model has a context of %d: responses end there",
+                self.config.max_response_tokens,
+                room,
             )
         if not eos_ids(self.policy.model, self.tokenizer) and not self.config.stop:
             logger.warning(
