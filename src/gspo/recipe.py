@@ -50,6 +50,7 @@ def make_trainer(
     from gspo.rewards.load import load_reward
     from gspo.training.collect import ALWAYS_NAMED
     from gspo.training.run_folder import RunFolder
+    from gspo.training.stream import check_prompts
     from gspo.training.trainer import GSPOTrainer
 
     resolve_device(recipe.device)
@@ -73,9 +74,7 @@ def make_trainer(
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"cannot load the tokenizer of '{recipe.model}': {reason}") from error
-    reader = PromptReader(tokenizer, context)
-    for position, item in enumerate(prompts):
-        reader.read(item, epoch=1, position=position)
+    check_prompts(prompts, PromptReader(tokenizer, context))
     reference = None
     if recipe.kl_coef > 0:
         reference = load_model(recipe.reference_model, recipe.trust_remote_code)

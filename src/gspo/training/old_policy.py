@@ -61,7 +61,7 @@ def settle(
     known = all(s.behavior_logprobs is not None for samples in lacking for s in samples)
     limit = NOISE_SHARE * min(config.clip_range_left, config.clip_range_right)
     quiet = noise is not None and noise <= limit
-    if known and (config.old_logprobs == "behavior" or config.old_logprobs == "auto" and quiet):
+    if known and quiet and config.old_logprobs == "auto":
         for samples in lacking:
             use_behavior(samples)
         return "behavior"

@@ -152,10 +152,10 @@ class Run:
     def _begin(self, units: list[Unit]) -> None:
         """Makes the next rollout batch: sampled and scored, or as it came."""
         sampled = isinstance(units[0], Prompt)
-        engine = self.engine if sampled else None
-        # Only now: input that cannot be used must not have cost an older run its folder.
         if sampled:
+            engine = self.engine
             self.reward.check({name for prompt in units for name in prompt.fields} | ALWAYS_NAMED)
+        # Only now: input that cannot be used must not have cost an older run its folder.
         if self.folder is None:
             self.folder = RunFolder.create(self.config)
             self._open_tensorboard()
